@@ -1,0 +1,66 @@
+# make run and make test each set up what they need in .venv, without torch; the lab has its own .venv-lab.
+
+PYTHON ?= python3
+VENV := .venv
+LAB := .venv-lab
+PIP_FLAGS := --quiet --disable-pip-version-check
+# The CPU build of torch: PyPI's x86 wheel brings gigabytes of CUDA along. TORCH_INDEX= (empty) takes PyPI's, for training on a GPU.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-lab run test test-lab lint soak clean
+
+help:
+	@echo "make run [VIDEO=path]   the whole chain on a rendered newborn clip, or on your video"
+	@echo "make test               the tests, quick ones (no torch)"
+	@echo "make test-lab           the tests that need torch, in $(LAB)"
+	@echo "make lint               ruff and mypy"
+	@echo "make soak               the long tests, faults injected"
+	@echo "make clean              removes both environments and every build output"
+
+setup: $(VENV)/.ready
+setup-lab: $(LAB)/.ready
+
+# $(call venv,DIR): an environment with pip in it. Debian's python3 has venv but not ensurepip until python3-venv is there.
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo "$(PYTHON) is missing or older than 3.10; name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo "$(PYTHON) cannot make an environment; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+@[ -x $(1)/bin/pip ] || { echo "making $(1)"; $(PYTHON) -m venv $(1); }
+endef
+
+$(VENV)/.ready: setup.py
+	$(call venv,$(VENV))
+	@echo "installing the runtime and the test tools into $(VENV) (about 200 MB to download, no torch) ..."
+	@$(VENV)/bin/pip install $(PIP_FLAGS) -e '.[cpu,test]'
+	@touch $@
+
+$(LAB)/.ready: setup.py
+	$(call venv,$(LAB))
+	@echo "installing torch into $(LAB) ..."
+	@$(LAB)/bin/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==2.13.*'
+	@echo "installing the lab into $(LAB) ..."
+	@$(LAB)/bin/pip install $(PIP_FLAGS) -e '.[cpu,lab,test]'
+	@touch $@
+
+run: setup
+	@$(VENV)/bin/python -m calibration.demo $(if $(VIDEO),--video "$(VIDEO)")
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-lab: setup-lab
+	$(LAB)/bin/python -m pytest -m lab $(ARGS)
+
+soak: setup
+	$(VENV)/bin/python -m pytest -m soak $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(LAB) build dist out .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

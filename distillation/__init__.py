@@ -1,0 +1,1 @@
+"""The lab's training: teacher, losses and the one training loop (torch)."""

@@ -1,0 +1,171 @@
+"""physvlm: the device's command line. Every subcommand imports only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.runtime import Record
+
+OK, FAULT, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand: 0 done, 1 a fault was found, 2 bad usage or configuration."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return int(args.command(args))
+    except KeyboardInterrupt:
+        return OK
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="physvlm", description="Camera heart and breathing rate for the incubator's "
+                                     "display. Investigational: not for diagnosis, not for alarms.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="camera to display, until stopped")
+    replay = commands.add_parser("replay", help="a recorded video through the same chain, as fast as it goes")
+    from edge.config import add_flags
+
+    for sub in (run, replay):
+        sub.add_argument("--config", metavar="TOML", help="configuration file; flags win over it")
+    add_flags(run)
+    replay.add_argument("video", metavar="VIDEO")
+    replay.add_argument("--json", metavar="OUT", help="write readings, summary and timing here (- for stdout)")
+    replay.add_argument("--plot", metavar="PNG", help="draw waveforms, scalograms and what was shown")
+    add_flags(replay, "camera.realtime", "camera.roi", "model.backend", "model.precision", "model.weights",
+              "vitals.profile", "serial.wire_file", "log.level")
+    run.set_defaults(command=_run)
+    replay.set_defaults(command=_replay)
+    _bridge(commands, "display", "the display's screen in this terminal, from a port or a wire file")
+    _bridge(commands, "dump", "serial bytes as text, one line a frame")
+    return parser
+
+
+def _bridge(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str) -> None:
+    """A command of firmware_bridge. Its module is imported when the command is the one asked for, or help is."""
+    sub = commands.add_parser(name, help=help_text)
+    if name not in sys.argv[1:2]:
+        return
+    module = importlib.import_module({"display": "firmware_bridge.terminal", "dump": "firmware_bridge.dump"}[name])
+    module.add_arguments(sub)
+    sub.set_defaults(command=module.main)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"physvlm: {error}", file=sys.stderr)
+    return USAGE
+
+
+def _run(args: argparse.Namespace) -> int:
+    from edge.camera import CameraError
+    from edge.clip import RegionError
+    from edge.config import ConfigError, flag_overrides, load_config
+    from edge.pipeline import ModelMismatch
+    from edge.runtime import Live, RuntimeFault, make_engine
+    from engines.onnxruntime_backend import EngineError
+    from engines.sidecar import SidecarError
+    from firmware_bridge.port import LinkError
+
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    try:
+        config = load_config(args.config, flag_overrides(args))
+        _log_to_stderr(config.log.level)
+        engine, product = make_engine(config)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        Live(config, engine, product, stop=lambda: stopping).run()
+    except (ConfigError, CameraError, RegionError, ModelMismatch, EngineError, SidecarError, LinkError) as e:
+        return _refuse(e)
+    except RuntimeFault as e:
+        print(f"physvlm: {e}", file=sys.stderr)
+        return FAULT
+    return OK
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from edge.camera import CameraError, open_camera
+    from edge.clip import RegionError
+    from edge.config import ConfigError, flag_overrides, load_config
+    from edge.pipeline import ModelMismatch
+    from edge.runtime import make_engine, make_pipeline, replay, report, write_json
+    from engines.onnxruntime_backend import EngineError
+    from engines.sidecar import SidecarError
+    from firmware_bridge.port import LinkError
+
+    try:
+        config = load_config(args.config, flag_overrides(args))
+        _log_to_stderr(config.log.level)
+        if args.json and args.json != "-" and not Path(args.json).absolute().parent.is_dir():
+            raise ConfigError(f"--json {args.json}: its folder does not exist; make it or choose another path")
+        with open_camera(args.video, config.camera.realtime) as camera:
+            engine, product = make_engine(config)
+            pipeline = make_pipeline(engine, camera, config)
+            record = replay(camera, pipeline, config, product, _progress if sys.stderr.isatty() else None,
+                            keep_hops=bool(args.plot))
+            result = report(record, camera, pipeline)
+    except (ConfigError, CameraError, RegionError, ModelMismatch, SidecarError, LinkError) as e:
+        return _refuse(e)
+    except EngineError as e:
+        print(f"physvlm: {e}", file=sys.stderr)
+        return FAULT
+    if args.json == "-":
+        import json
+
+        print(json.dumps(result, indent=1))
+    elif args.json:
+        write_json(Path(args.json), result)
+    if args.plot:
+        from edge.chart import draw
+
+        draw(record.hops, Path(args.plot), None)
+    if args.json != "-":
+        _print_table(result)
+    return OK
+
+
+def _progress(record: Record) -> None:
+    last = record.readings[-1]
+    hr, rr = ("---" if last[k] is None else f"{last[k]:.0f}" for k in ("hr", "rr"))
+    print(f"\r{last['t_s']:7.1f} s  PR {hr:>3}  RR {rr:>3} ", end="", file=sys.stderr, flush=True)
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    readings, summary = result["readings"], result["summary"]
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"{'t s':>7} {'PR':>6} {'state':<13} {'q':>4} {'RR':>6} {'state':<13} {'q':>4}")
+    for r in readings:
+        hr, rr = ("---" if r[k] is None else f"{r[k]:.1f}" for k in ("hr", "rr"))
+        print(f"{r['t_s']:7.1f} {hr:>6} {r['hr_state']:<13} {r['hr_quality']:4.2f} "
+              f"{rr:>6} {r['rr_state']:<13} {r['rr_quality']:4.2f}")
+    if not readings:
+        print("no reading: the video is shorter than one second")
+    for name, label in (("hr", "PR"), ("rr", "RR")):
+        middle = summary[f"{name}_median"]
+        print(f"{label}: {'no number shown' if middle is None else f'median {middle:.1f} /min'}, "
+              f"shown in {100 * summary[f'{name}_shown_fraction']:.0f} % of {len(readings)} readings")
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Frames in, readings out: region, stem, ring of features, head, post-processing and gate. No camera, port or clock here.
+
+A `View` is one region looked at through the student. With `--roi auto` the pipeline may hold two for a while: the one that
+is shown, and a candidate that has to fill its window and read at least as well before it takes over, so finding a better
+region never interrupts a number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import clip
+from edge.clip import ClipBuilder, Region
+from edge.gate import Gate
+from edge.records import Estimate, Frame, Reading, Reason, Waveform
+from edge.region import RegionSearch
+from edge.vitals import Profile, estimate
+from engines.sidecar import ModelSpec
+
+F32 = NDArray[np.float32]
+
+HOP_S = 1.0
+"""One reading a second, as bedside monitors refresh; the display hears each twice."""
+
+DARK_COUNTS, BRIGHT_COUNTS = 14.0, 246.0
+"""Median of the region's area means (8-bit counts) below or above which no pulse survives noise or saturation."""
+
+STILL_S = 1.0
+"""Pictures that stay identical to the last count this long are a frozen source: noise alone changes real ones."""
+
+PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
+"""Frames per highest cycle of the band that are needed before a rhythm may be shown; below two it folds (Nyquist)."""
+
+
+class Engine(Protocol):
+    """What runs the student: engines.onnxruntime_backend and, on the Jetson, engines.tensorrt_backend."""
+
+    spec: ModelSpec
+
+    def stem(self, frames: F32) -> F32: ...
+    def head(self, features: F32, mask: F32) -> tuple[F32, F32, F32]: ...
+
+
+class ModelMismatch(RuntimeError):
+    """The weights were trained on another preprocessing than this program's: refuse to start."""
+
+
+def normalisation() -> dict[str, float]:
+    """The preprocessing's constants, as the sidecar carries them."""
+    return {name.lower(): float(getattr(clip, name)) for name in (
+        "CHANNELS", "GAP_S", "LOG_OFFSET_COUNTS", "MEAN_TAU_S", "LIGHT_SCALE", "LIGHT_CLIP", "FLOW_SCALE", "FLOW_CLIP",
+        "FLOW_FLOOR")}
+
+
+def check_normalisation(spec: ModelSpec) -> None:
+    """Raise ModelMismatch when the weights expect other preprocessing constants than ours."""
+    for name, ours in normalisation().items():
+        theirs = spec.normalisation.get(name)
+        if theirs is None or abs(theirs - ours) > 1e-9:
+            raise ModelMismatch(f"weights {spec.name} were trained with {name} = {theirs}, this program has {ours}; "
+                                "install the weights of this release")
+
+
+class Stages:
+    """CPU seconds by stage, summed over a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - start
+
+
+class View:
+    """One region through the student: grid frames wait for the hop, go through the stem once, and stay as features."""
+
+    def __init__(self, region: Region, engine: Engine, stages: Stages) -> None:
+        spec = engine.spec
+        self.region = region
+        self._engine = engine
+        self._stages = stages
+        self._builder = ClipBuilder(region, spec.fs_hz, spec.size)
+        self._features = np.zeros((spec.window, spec.cells, spec.features), np.float32)
+        self._mask = np.zeros(spec.window, np.float32)
+        self._hop = round(HOP_S * spec.fs_hz)
+        self._waiting: list[tuple[F32, bool, int]] = []
+        self.means: F32 | None = None
+
+    def push(self, frame: Frame) -> list[Waveform]:
+        """A waveform whenever a hop is full; more than one after a long gap. Raises the engine's error."""
+        with self._stages.timed("preprocess"):
+            self.means, points = self._builder.push(frame)
+            self._waiting.extend(points)
+        waves = []
+        while len(self._waiting) >= self._hop:
+            chunk, self._waiting = self._waiting[:self._hop], self._waiting[self._hop:]
+            waves.append(self._advance(chunk))
+        return waves
+
+    def _advance(self, chunk: list[tuple[F32, bool, int]]) -> Waveform:
+        spec, n = self._engine.spec, len(chunk)
+        with self._stages.timed("stem"):
+            valid = np.array([ok for _, ok, _ in chunk], np.float32)
+            features = self._engine.stem(np.stack([frame for frame, _, _ in chunk]))
+            self._features = np.concatenate([self._features[n:], features * valid[:, None, None]])
+            self._mask = np.concatenate([self._mask[n:], valid])
+        with self._stages.timed("head"):
+            waves, presence, attention = self._engine.head(self._features, self._mask)
+        side = int(round(spec.cells**0.5))
+        return Waveform(waves[0], waves[1], self._mask > 0, float(presence[0]), float(presence[1]),
+                        attention.reshape(2, side, side), spec.fs_hz, chunk[-1][2])
+
+    @property
+    def seen_s(self) -> float:
+        """Seconds of valid samples in the window."""
+        return float(self._mask.sum()) / self._engine.spec.fs_hz
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one hop gave: the reading to show, and what it came from."""
+
+    reading: Reading
+    waveform: Waveform
+    estimate: Estimate
+    region: Region
+    conditions: frozenset[Reason]
+
+
+class Pipeline:
+    """The appliance between camera and link. roi: a fixed region, or None to search (auto)."""
+
+    def __init__(self, engine: Engine, profile: Profile, width_px: int, height_px: int, roi: Region | None,
+                 search: bool) -> None:
+        check_normalisation(engine.spec)
+        whole = Region(0, 0, width_px, height_px)
+        (roi or whole).check_inside(width_px, height_px)
+        self.stages = Stages()
+        self._engine = engine
+        self._profile = profile
+        self._gate = Gate(profile)
+        self._search = RegionSearch(whole) if search else None
+        self._shown = View(roi or whole, engine, self.stages)
+        self._candidate: View | None = None
+        self._candidate_estimate: Estimate | None = None
+        self._watch = _Watch(profile)
+        self._last: tuple[Estimate, Waveform, frozenset[Reason], frozenset[Reason]] | None = None
+
+    def push(self, frame: Frame, now_ns: int) -> list[Hop]:
+        """Every reading that this frame completes (none, for most frames). Raises the engine's error."""
+        hops = []
+        if self._candidate is not None:
+            for wave in self._candidate.push(frame):
+                with self.stages.timed("vitals"):
+                    self._candidate_estimate = estimate(wave, self._profile)
+        waves = self._shown.push(frame)
+        if self._shown.means is not None:
+            self._watch.see(frame.t_ns, self._shown.means)
+        for wave in waves:
+            with self.stages.timed("vitals"):
+                found = estimate(wave, self._profile)
+                both, pulse_only = self._watch.conditions(wave)
+                self._last = (found, wave, both, pulse_only)
+                reading = self._gate.update(found, wave, both, max(now_ns, wave.t_end_ns), hr_conditions=pulse_only)
+                hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only))
+                if self._search is not None:
+                    self._move(self._search, wave, found)
+        return hops
+
+    def reading(self, now_ns: int, trouble: frozenset[Reason]) -> Reading:
+        """The newest reading as it stands now: older, stale, or none at all. trouble: what the world does to us."""
+        if self._last is None:
+            return self._gate.no_estimate(now_ns, trouble)
+        found, wave, both, pulse_only = self._last
+        return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only)
+
+    def forget(self) -> None:
+        """After a failed inference or a lost camera: what was seen before no longer counts."""
+        self._last = None
+        self._candidate = self._candidate_estimate = None
+        self._shown = View(self._shown.region, self._engine, self.stages)
+
+    def _move(self, search: RegionSearch, wave: Waveform, found: Estimate) -> None:
+        """Let the search propose a candidate region, and let a candidate that reads as well take over."""
+        if self._candidate is None:
+            region = search.propose(self._shown.region, wave, found)
+            if region is not None:
+                self._candidate = View(region, self._engine, self.stages)
+                self._candidate_estimate = None
+        elif self._candidate_estimate is not None:
+            verdict = search.judge(self._candidate.seen_s, found, self._candidate_estimate)
+            if verdict is not None:
+                if verdict:
+                    self._shown = self._candidate
+                self._candidate = self._candidate_estimate = None
+
+
+class _Watch:
+    """Looks at the pictures themselves: too dark, too bright, frozen, too few a second, holes."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._pulse_fps = PULSE_FPS_PER_BAND * profile.hr_band_per_min[1] / 60
+        self._breath_fps = BREATH_FPS_PER_BAND * profile.rr_band_per_min[1] / 60
+        self._times_ns: list[int] = []
+        self._level = 0.0
+        self._last: F32 | None = None
+        self._changed_ns: int | None = None
+
+    def see(self, t_ns: int, means: F32) -> None:
+        self._times_ns = [t for t in self._times_ns[-120:] if t < t_ns] + [t_ns]
+        if self._last is None or self._changed_ns is None or not np.array_equal(means, self._last):
+            self._last, self._changed_ns = means, t_ns
+        self._level = float(np.median(means))
+
+    def conditions(self, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
+        """(for both vitals, for the pulse alone)."""
+        both, pulse = set(), set()
+        if self._level < DARK_COUNTS:
+            both.add(Reason.TOO_DARK)
+        elif self._level > BRIGHT_COUNTS:
+            both.add(Reason.OVEREXPOSED)
+        if self._changed_ns is not None and self._times_ns[-1] - self._changed_ns > STILL_S * 1e9:
+            both.add(Reason.FRAMES_STALLED)
+        fps = 1e9 / float(np.median(np.diff(self._times_ns))) if len(self._times_ns) > 8 else np.inf
+        if fps < self._breath_fps:
+            both.add(Reason.LOW_FPS)
+        elif fps < self._pulse_fps:
+            pulse.add(Reason.LOW_FPS)
+        if not wave.valid[int(wave.valid.argmax()):].all():
+            both.add(Reason.GAP)
+        return frozenset(both), frozenset(pulse)

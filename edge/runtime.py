@@ -1,0 +1,313 @@
+"""The loops and the wiring: camera -> pipeline -> link. Camera, engine, link and clock are arguments.
+
+`replay` reads a recording through the very pipeline that `run` uses live; only who paces it differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
+from edge.clip import Region
+from edge.config import Config
+from edge.pipeline import Engine, Hop, Pipeline
+from edge.records import Frame, Reading, Reason, Waveform
+from edge.vitals import PROFILES
+from engines.onnxruntime_backend import EngineError
+from engines.sidecar import DEFAULT_WEIGHTS, load
+from firmware_bridge.frame import Sender
+from firmware_bridge.link import FileLink, Link, Outlet, Transmitter
+from firmware_bridge.messages import Hello, Vitals, Wave
+from firmware_bridge.schema import Channel, Flags, Tech
+
+log = logging.getLogger("physvlm")
+
+VITALS_PERIOD_NS = 500_000_000
+"""VITALS goes out twice a second, always (PROTOCOL.md)."""
+
+WAVE_HZ = 25
+WAVE_DELAY_SAMPLES = 15
+"""The trace runs half a second behind: the newest samples still lack their right-hand context."""
+
+WAVE_FULL_SCALE = 3.0
+"""A wave has unit variance; three of them reach the trace's edge."""
+
+WAVE_PRESENCE = 0.5
+"""Below this belief the trace is a gap: a drawn noise beside dashes would look like a signal."""
+
+NO_FRAME_NS = 1_000_000_000
+NO_CAMERA_NS = 2_500_000_000
+"""Without frames this long the reading says FRAMES_STALLED, then NO CAMERA (shown within 3 s)."""
+
+REOPEN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
+"""More failed inferences than this within the window end the process; the supervisor starts it anew."""
+
+TECH = {Reason.NO_CAMERA: Tech.NO_CAMERA, Reason.FRAMES_STALLED: Tech.FRAMES_STALLED, Reason.TOO_DARK: Tech.TOO_DARK,
+        Reason.OVEREXPOSED: Tech.OVEREXPOSED, Reason.MOTION: Tech.MOTION, Reason.SUBJECT_LOST: Tech.SUBJECT_LOST,
+        Reason.LOW_SIGNAL: Tech.LOW_SIGNAL, Reason.UNSTABLE: Tech.LOW_SIGNAL, Reason.LOW_FPS: Tech.LOW_FPS,
+        Reason.GAP: Tech.FRAMES_STALLED, Reason.MODEL_FAULT: Tech.MODEL_FAULT, Reason.CAMERA_SHAKE: Tech.MOTION}
+
+
+class RuntimeFault(RuntimeError):
+    """The appliance cannot go on by itself: exit and let the supervisor restart it."""
+
+
+def make_engine(config: Config) -> tuple[Engine, str]:
+    """The configured engine and the name of its weights. Raises SidecarError or EngineError."""
+    sidecar = Path(config.model.weights) / DEFAULT_WEIGHTS.name if config.model.weights else DEFAULT_WEIGHTS
+    spec, _ = load(sidecar)
+    if config.model.backend == "tensorrt":
+        raise EngineError("the tensorrt backend is not yet in this build; use --backend onnxruntime")
+    from engines.onnxruntime_backend import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(spec, config.model.precision), spec.name
+
+
+def make_pipeline(engine: Engine, camera: Camera, config: Config) -> Pipeline:
+    """The pipeline for this camera's picture size. Raises RegionError and ModelMismatch."""
+    roi = config.camera.roi
+    fixed = roi if isinstance(roi, Region) else None
+    return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto")
+
+
+def make_transmitter(config: Config, clock_ns: Callable[[], int], product: str, demo: bool) -> Transmitter:
+    """The voice towards the display and the wire file; it may have no outlet at all."""
+    outlets: list[Outlet] = []
+    if config.serial.port:
+        outlets.append(Link(config.serial.port, config.serial.baud, config.serial.stop_bits))
+    if config.serial.wire_file:
+        outlets.append(FileLink(config.serial.wire_file))
+    flags = Flags.INVESTIGATIONAL | (Flags.DEMO if demo or config.serial.demo else 0)
+    return Transmitter(Sender(clock_ns, flags=int(flags)), outlets, Hello(product=product[:16]), clock_ns)
+
+
+def vitals_message(reading: Reading) -> Vitals:
+    tech = 0
+    for reason in (reading.hr.reason, reading.rr.reason):
+        tech |= int(TECH.get(reason, 0))
+    return Vitals.from_readings(reading.hr, reading.rr, tech)
+
+
+def wave_messages(wave: Waveform, hop_s: float = 1.0) -> Iterator[Wave]:
+    """The newest hop of both traces, resampled to the wire's rate; gaps where there is no sample or no belief."""
+    n = round(hop_s * wave.fs_hz)
+    stop = wave.pulse.size - WAVE_DELAY_SAMPLES
+    at = np.linspace(stop - n, stop - 1, round(hop_s * WAVE_HZ))
+    shown = wave.valid[np.rint(at).astype(int)]
+    first = round(wave.t_end_ns / 1e9 * WAVE_HZ)
+    for channel, samples, presence in ((Channel.PULSE, wave.pulse, wave.pulse_presence),
+                                       (Channel.RESP, wave.resp, wave.resp_presence)):
+        values = np.interp(at, np.arange(samples.size), samples) / WAVE_FULL_SCALE
+        keep = shown & (presence >= WAVE_PRESENCE)
+        yield Wave.from_samples(channel, first, WAVE_HZ,
+                                [float(v) if ok else None for v, ok in zip(values, keep, strict=True)])
+
+
+@dataclass
+class Record:
+    """What a replay keeps: one row a reading, and the last waveform for pictures."""
+
+    readings: list[dict[str, Any]] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    frames: int = 0
+    first_ns: int | None = None
+    last_ns: int = 0
+
+    def add(self, hop: Hop) -> None:
+        hr, rr = hop.reading.hr, hop.reading.rr
+        self.readings.append({
+            "t_s": round((hop.reading.t_ns - (self.first_ns or 0)) / 1e9, 3),
+            "hr": _rounded(hr.value_per_min), "hr_state": hr.state.name, "hr_quality": round(hr.quality, 3),
+            "rr": _rounded(rr.value_per_min), "rr_state": rr.state.name, "rr_quality": round(rr.quality, 3)})
+
+    @property
+    def duration_s(self) -> float:
+        return (self.last_ns - (self.first_ns or 0)) / 1e9
+
+    def summary(self) -> dict[str, float | None]:
+        """Medians of what was shown, and the share of readings that showed a number."""
+        out: dict[str, float | None] = {}
+        for name in ("hr", "rr"):
+            shown = [r[name] for r in self.readings if r[name] is not None]
+            out[f"{name}_median"] = _rounded(median(shown)) if shown else None
+            out[f"{name}_shown_fraction"] = round(len(shown) / len(self.readings), 4) if self.readings else 0.0
+        return out
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 2)
+
+
+def replay(camera: Camera, pipeline: Pipeline, config: Config, product: str,
+           progress: Callable[[Record], None] | None = None, keep_hops: bool = False) -> Record:
+    """A recording through the pipeline, as fast as it goes (or as the camera paces it); bytes to the wire file."""
+    record = Record()
+    now_ns = 0
+    vitals_due_ns: int | None = None
+    with make_transmitter(config, lambda: now_ns, product, demo=True) as voice:
+        while True:
+            with pipeline.stages.timed("decode"):
+                frame = next(camera, None)
+            if frame is None:
+                break
+            now_ns = frame.t_ns
+            record.first_ns = now_ns if record.first_ns is None else record.first_ns
+            record.frames, record.last_ns = record.frames + 1, now_ns
+            for hop in pipeline.push(frame, now_ns):
+                record.add(hop)
+                if keep_hops:
+                    record.hops.append(hop)
+                for wave in wave_messages(hop.waveform):
+                    voice.send(wave)
+                if progress is not None:
+                    progress(record)
+            if vitals_due_ns is None or now_ns >= vitals_due_ns:
+                voice.send(vitals_message(pipeline.reading(now_ns, frozenset())))
+                vitals_due_ns = now_ns + VITALS_PERIOD_NS
+    return record
+
+
+def report(record: Record, camera: Camera, pipeline: Pipeline) -> dict[str, Any]:
+    """The replay's JSON object (the command line's contract)."""
+    stages = {name: round(s / max(record.frames, 1) * 1e3, 4) for name, s in pipeline.stages.seconds.items()}
+    own = sum(v for name, v in stages.items() if name != "decode")
+    fps = (record.frames - 1) / record.duration_s if record.frames > 1 and record.duration_s > 0 else None
+    return {"video": camera.name, "fps": _rounded(fps), "frames": record.frames,
+            "duration_s": round(record.duration_s, 3), "readings": record.readings, "summary": record.summary(),
+            "timing": {"ms_per_frame": round(own, 4), "stages": stages},
+            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as sink:
+        json.dump(content, sink, indent=1)
+        sink.write("\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+    partial.replace(path)
+
+
+class Live:
+    """The appliance's loop. stop: asked every turn; clock_ns: monotonic, the same as the frames'."""
+
+    def __init__(self, config: Config, engine: Engine, product: str, clock_ns: Callable[[], int] = time.monotonic_ns,
+                 stop: Callable[[], bool] = lambda: False,
+                 opener: Callable[[str, bool], Camera] = open_camera,
+                 on_hop: Callable[[Hop], None] = lambda hop: None) -> None:
+        self._config = config
+        self._engine = engine
+        self._product = product
+        self._clock_ns = clock_ns
+        self._stop = stop
+        self._opener = opener
+        self._on_hop = on_hop
+        self._faults_ns: list[int] = []
+        self._said = ""
+        self.frames = 0
+
+    def run(self) -> int:
+        """How many frames were taken until the source ended or stop() said so.
+
+        Raises RuntimeFault after too many failed inferences.
+        """
+        config = self._config
+        camera = self._opener(config.camera.source, True)
+        is_file = not camera.live
+        pipeline = make_pipeline(self._engine, camera, config)
+        with make_transmitter(config, self._clock_ns, self._product, demo=is_file) as voice:
+            while not self._stop():
+                lost = self._watch_camera(camera, pipeline, voice)
+                if not lost or is_file:
+                    break
+                again = self._reopen(pipeline, voice)
+                if again is None:
+                    break
+                camera = again
+        log.info("stopped after %d frames", self.frames)
+        return self.frames
+
+    def _watch_camera(self, camera: Camera, pipeline: Pipeline, voice: Transmitter) -> bool:
+        """Frames of one camera; True when it was lost, False at the end of a file or when asked to stop."""
+        due_ns = self._clock_ns()
+        last_frame_ns = due_ns
+        with CaptureThread(camera) as capture:
+            while not self._stop() and not capture.ended:
+                try:
+                    frame = capture.get(max(0.0, (due_ns - self._clock_ns()) / 1e9))
+                except CameraLost as e:
+                    log.error("camera lost: %s", e)
+                    return True
+                now_ns = self._clock_ns()
+                if frame is not None:
+                    last_frame_ns = now_ns
+                    self.frames += 1
+                    self._take(pipeline, voice, frame, now_ns)
+                if now_ns >= due_ns:
+                    due_ns = max(due_ns + VITALS_PERIOD_NS, now_ns)
+                    self._say(pipeline, voice, _silence(now_ns - last_frame_ns))
+        return False
+
+    def _take(self, pipeline: Pipeline, voice: Transmitter, frame: Frame, now_ns: int) -> None:
+        try:
+            hops = pipeline.push(frame, now_ns)
+        except EngineError as e:
+            log.error("inference failed: %s", e)
+            pipeline.forget()
+            self._faults_ns = [t for t in self._faults_ns if now_ns - t < ENGINE_FAULT_WINDOW_NS] + [now_ns]
+            self._say(pipeline, voice, frozenset({Reason.MODEL_FAULT}))
+            if len(self._faults_ns) > ENGINE_FAULTS:
+                raise RuntimeFault(f"inference failed {len(self._faults_ns)} times within a minute, last: {e}; "
+                                   "check the weights and the accelerator") from e
+            return
+        for hop in hops:
+            self._on_hop(hop)
+            for wave in wave_messages(hop.waveform):
+                voice.send(wave)
+
+    def _say(self, pipeline: Pipeline, voice: Transmitter, trouble: frozenset[Reason]) -> None:
+        reading = pipeline.reading(self._clock_ns(), trouble)
+        voice.send(vitals_message(reading))
+        voice.poll()
+        pairs = (("PR", reading.hr), ("RR", reading.rr))
+        said = " ".join(f"{name} {v.state.name}/{v.reason.name}" for name, v in pairs)
+        if said != self._said:
+            self._said = said
+            log.info("%s", said)
+
+    def _reopen(self, pipeline: Pipeline, voice: Transmitter) -> Camera | None:
+        """Try again with growing pauses, telling the display NO CAMERA meanwhile; None when asked to stop."""
+        pipeline.forget()
+        attempt = 0
+        while not self._stop():
+            until_ns = self._clock_ns() + int(REOPEN_S[min(attempt, len(REOPEN_S) - 1)] * 1e9)
+            while self._clock_ns() < until_ns and not self._stop():
+                self._say(pipeline, voice, frozenset({Reason.NO_CAMERA}))
+                time.sleep(min(VITALS_PERIOD_NS, max(0, until_ns - self._clock_ns())) / 1e9)
+            attempt += 1
+            with contextlib.suppress(CameraError):
+                return self._opener(self._config.camera.source, True)
+        return None
+
+
+def _silence(gap_ns: int) -> frozenset[Reason]:
+    if gap_ns > NO_CAMERA_NS:
+        return frozenset({Reason.NO_CAMERA})
+    return frozenset({Reason.FRAMES_STALLED}) if gap_ns > NO_FRAME_NS else frozenset()
+
+

@@ -1,0 +1,1 @@
+"""The network and what runs it. Knows arrays, not frames."""

@@ -1,0 +1,1 @@
+"""The serial link to the incubator's display. Leaf: standard library and pyserial."""

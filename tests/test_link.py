@@ -1,0 +1,378 @@
+"""The serial link on real ptys: it never blocks, keeps no backlog, comes back, and shares its port with nobody."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+import tty
+
+import pytest
+
+from firmware_bridge.frame import Decoder, Sender, Verdict
+from firmware_bridge.link import BACKOFF_S, FileLink, Link, LinkState, Transmitter
+from firmware_bridge.messages import Bye, Hello, Status, Vitals
+from firmware_bridge.port import LinkError, PortMissing, PortTaken, open_pty
+from firmware_bridge.schema import NO_RATE, MessageType, VitalState
+
+STATUS = Status(1, 2, 3, 0, 0, 0, 0, 0, 9, NO_RATE, NO_RATE, 0)
+
+
+def vitals(pr_x10: int = 1432) -> Vitals:
+    return Vitals(pr_x10, NO_RATE, VitalState.VALID, VitalState.SEARCHING, 90, 0, 1, 1, 8, 16)
+
+
+class Far:
+    """The display's end of a pty, reachable for the link under a stable name that may move to a new pty."""
+
+    def __init__(self, link) -> None:
+        self.link = link
+        self.master = -1
+        self.plug()
+
+    def plug(self) -> None:
+        self.master, slave = os.openpty()
+        tty.setraw(slave)
+        os.set_blocking(self.master, False)
+        if self.link.is_symlink():
+            self.link.unlink()
+        self.link.symlink_to(os.ttyname(slave))
+        os.close(slave)
+
+    def unplug(self, name_goes: bool = True) -> None:
+        os.close(self.master)
+        self.master = -1
+        if name_goes:
+            self.link.unlink()
+
+    def read(self, timeout_s: float = 0.5) -> bytes:
+        data = b""
+        while select.select([self.master], [], [], 0.02 if data else timeout_s)[0]:
+            try:
+                data += os.read(self.master, 65536)
+            except OSError:  # nobody has the other end open
+                break
+        return data
+
+
+@pytest.fixture
+def far(tmp_path):
+    far = Far(tmp_path / "display")
+    yield far
+    if far.master >= 0:
+        os.close(far.master)
+
+
+@pytest.fixture
+def link(far):
+    with Link(str(far.link)) as link:
+        yield link
+
+
+def frames_of(data: bytes):
+    return [f.message for f in Decoder().feed(data) if f.verdict is Verdict.OK]
+
+
+def wait_for(link: Link, state: LinkState, limit_s: float = 3.0) -> float:
+    start = time.monotonic()
+    while link.health().state is not state:
+        assert time.monotonic() - start < limit_s, f"{state} not reached: {link.health()}"
+        link.poll()
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def test_what_is_offered_arrives_and_what_the_display_says_comes_back(far, link):
+    sender, display = Sender(time.monotonic_ns), Sender(time.monotonic_ns)
+    assert link.offer(sender.encode(vitals()), MessageType.VITALS)
+    assert frames_of(far.read()) == [vitals()]
+    wire = display.encode(STATUS)
+    os.write(far.master, wire[:7])
+    time.sleep(0.02)
+    assert link.poll() == []
+    os.write(far.master, wire[7:])
+    time.sleep(0.02)
+    assert [f.message for f in link.poll()] == [STATUS]
+    health = link.health()
+    assert (health.frames, health.drops, health.received, health.last_status) == (1, 0, 1, STATUS)
+
+
+def test_nobody_reading_never_blocks_and_leaves_no_backlog(far, link):
+    sender = Sender(time.monotonic_ns)
+    longest = total = 0.0
+    for n in range(3000):  # 25 minutes of VITALS, 117 kB
+        frame = sender.encode(vitals(300 + n % 2000))
+        start = time.monotonic()
+        link.offer(frame, MessageType.VITALS)
+        longest, total = max(longest, time.monotonic() - start), total + time.monotonic() - start
+    assert longest <= 0.15, "a write may wait for 100 ms (and a busy machine a little longer)"
+    health = link.health()
+    assert health.frames + health.drops == 3000 and health.write_timeouts > 0
+    backlog = far.read()
+    # A pty holds some 16 kB before it says no; what was stuck then has been forgotten, not queued behind.
+    assert len(backlog) < 25_000
+    # What is left ends with the newest frame.
+    assert frames_of(backlog)[-1] == vitals(300 + 2999 % 2000)
+    # Reading again: the link is as good as new, and a torn frame cost at most one.
+    for n in range(20):
+        link.offer(sender.encode(vitals(1000 + n)), MessageType.VITALS)
+    decoder = Decoder()
+    got = [f.message for f in decoder.feed(backlog + far.read()) if f.message]
+    assert got[-19:] == [vitals(1001 + n) for n in range(19)]
+    assert decoder.counters.bad <= 1 + link.health().torn
+
+
+def test_a_stuck_reader_is_not_waited_for_twice(far, link):
+    """Once a write timed out, the next ones do not wait until something moves again."""
+    filler = b"\x01" * 100
+    device = link._device
+    device.discard_output = lambda: None  # a driver that cannot forget
+    while device.write(filler):
+        pass
+    sender = Sender(time.monotonic_ns)
+    link.offer(sender.encode(vitals()), MessageType.VITALS)
+    start = time.monotonic()
+    for _ in range(50):
+        assert not link.offer(sender.encode(vitals()), MessageType.VITALS)
+    assert time.monotonic() - start < 0.1
+    assert link.health().write_timeouts == 51
+
+
+class SlowPort:
+    """A UART whose driver reports what it has not sent."""
+
+    def __init__(self) -> None:
+        self.waiting, self.written = 0, []
+
+    def write(self, data):
+        self.written.append(bytes(data))
+        return len(data)
+
+    def wait_writable(self, timeout_s): ...
+    def read(self, timeout_s): return b""
+    def queued(self): return self.waiting
+    def discard_output(self): ...
+    def close(self): ...
+
+
+def test_behind_a_slow_uart_only_the_newest_vitals_wait_and_not_for_long():
+    now_ns = [0]
+    port = SlowPort()
+    link = Link("uart", clock=lambda: now_ns[0], opener=lambda: port)
+    link.open()
+    port.waiting = 1000
+    for n in range(5):
+        assert not link.offer(b"vitals %d" % n, MessageType.VITALS)
+    link.offer(b"wave", MessageType.WAVE)
+    assert port.written == [] and link.health().drops == 4
+    port.waiting = 0
+    link.poll()
+    assert port.written == [b"vitals 4", b"wave"], "newest only, and VITALS first"
+    port.waiting = 1000
+    link.offer(b"old", MessageType.VITALS)
+    now_ns[0] += 400_000_000
+    port.waiting = 0
+    link.poll()
+    assert b"old" not in port.written and link.health().drops == 5
+
+
+def test_hang_up_is_noticed_and_the_port_reopened_under_its_name(far, link):
+    sender = Sender(time.monotonic_ns)
+    far.unplug()
+    wait_for(link, LinkState.BACKOFF)
+    assert not link.offer(sender.encode(vitals()), MessageType.VITALS)
+    time.sleep(0.6)
+    link.poll()
+    far.plug()
+    assert wait_for(link, LinkState.UP) <= BACKOFF_S[1] + 0.2
+    link.offer(sender.encode(vitals()), MessageType.VITALS)
+    assert frames_of(far.read()) == [vitals()]
+    assert link.health().reopens == 1
+
+
+def test_attempts_to_reopen_are_never_more_than_2_s_apart():
+    now_ns, tries = [0], []
+
+    def opener():
+        tries.append(now_ns[0] / 1e9)
+        if len(tries) > 1:
+            raise PortMissing("gone")
+        port = SlowPort()
+        port.read = lambda timeout_s: (_ for _ in ()).throw(OSError(5, "gone"))
+        return port
+
+    link = Link("x", clock=lambda: now_ns[0], opener=opener)
+    link.open()
+    for _ in range(1200):
+        link.poll()
+        now_ns[0] += 10_000_000
+    gaps = [b - a for a, b in zip(tries[1:], tries[2:], strict=False)]
+    assert tries[1] == pytest.approx(0.25, abs=0.02)
+    assert gaps[:3] == pytest.approx([0.5, 1.0, 2.0], abs=0.02) and max(gaps) <= 2.02
+
+
+def test_fifty_replugs_leave_no_descriptor_behind(far, link):
+    sender = Sender(time.monotonic_ns)
+    link._clock = lambda: time.monotonic_ns() * 20  # replug quickly: back-off runs twenty times as fast
+
+    def cycle():
+        far.unplug(name_goes=False)
+        wait_for(link, LinkState.BACKOFF)
+        far.plug()
+        wait_for(link, LinkState.UP)
+        link.offer(sender.encode(vitals()), MessageType.VITALS)
+
+    cycle()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        cycle()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert link.health().reopens == 51
+
+
+def test_a_taken_port_is_refused_and_its_holder_named(far, link):
+    with pytest.raises(PortTaken, match=rf"taken by process {os.getpid()} \(.+\).*Stop the other process"):
+        Link(str(far.link)).open()
+
+
+def test_a_port_taken_by_another_process_is_refused_too(far):
+    code = ("import sys, time\nfrom firmware_bridge.link import Link\n"
+            "with Link(sys.argv[1]): print('up', flush=True); time.sleep(30)")
+    with subprocess.Popen([sys.executable, "-c", code, str(far.link)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "up\n"
+            with pytest.raises(PortTaken, match=f"process {holder.pid}"):
+                Link(str(far.link)).open()
+        finally:
+            holder.kill()
+    Link(str(far.link)).open()  # what a killed process held is free again
+
+
+def test_not_even_one_who_asks_for_no_lock_gets_in(far, link):
+    device = os.path.realpath(far.link)
+    os.chmod(device, 0o666)
+    # TIOCEXCL does not bind root, so root asks as somebody else.
+    other = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    result = subprocess.run(["/bin/sh", "-c", f": <> {device}"], capture_output=True, text=True, cwd="/",
+                            env={"LC_ALL": "C"}, **other)
+    assert result.returncode != 0 and "busy" in result.stderr
+    link.close()
+    result = subprocess.run(["/bin/sh", "-c", f": <> {device}"], cwd="/", **other)
+    assert result.returncode == 0
+
+
+def test_a_missing_port_is_an_error_at_start_unless_waiting_was_asked_for(tmp_path):
+    link = Link(str(tmp_path / "nothing"))
+    with pytest.raises(PortMissing, match="nothing is not there .*expected the display's port. Check cable"):
+        link.open()
+    assert link.health().state is LinkState.CLOSED
+    link.open(wait=True)
+    assert link.health().state is LinkState.BACKOFF
+    far = Far(tmp_path / "nothing")
+    wait_for(link, LinkState.UP)
+    link.close()
+    far.unplug()
+
+
+def test_what_is_no_serial_port_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LinkError, match="cannot be used as a serial port"):
+        Link(str(tmp_path / "file")).open()
+    with pytest.raises(LinkError, match="baud rate 12345: expected one of 9600"):
+        Link(str(tmp_path / "file"), baud=12345).open()
+    with pytest.raises(LinkError, match="stop bits 3"):
+        Link(str(tmp_path / "file"), stop_bits=3).open()
+
+
+def test_orderly_end_says_bye_and_a_crash_does_not(far):
+    def transmitter():
+        return Transmitter(Sender(time.monotonic_ns), [Link(str(far.link))], Hello())
+    with transmitter() as wire:
+        wire.send(vitals())
+    assert frames_of(far.read()) == [Hello(), vitals(), Bye()]
+    with pytest.raises(ValueError), transmitter() as wire:
+        wire.send(vitals())
+        raise ValueError
+    assert frames_of(far.read()) == [Hello(), vitals()]
+    with pytest.raises(KeyboardInterrupt), transmitter():
+        raise KeyboardInterrupt
+    assert frames_of(far.read()) == [Bye()]
+
+
+def test_hello_comes_first_every_5_s_and_after_a_reopening(far):
+    now_ns = [1]
+    with Transmitter(Sender(lambda: now_ns[0]), [Link(str(far.link))], Hello(), clock=lambda: now_ns[0]) as wire:
+        for _ in range(22):
+            wire.send(vitals())
+            now_ns[0] += 500_000_000
+        kinds = [m.TYPE.name[0] for m in frames_of(far.read())]
+        assert "".join(kinds) == "H" + "V" * 10 + "H" + "V" * 10 + "HVV"
+        far.unplug()
+        wait_for(wire.outlets[0], LinkState.BACKOFF)
+        far.plug()
+        wait_for(wire.outlets[0], LinkState.UP)
+        wire.send(vitals())
+        assert frames_of(far.read()) == [Hello(), vitals()]
+
+
+def test_the_wire_file_holds_the_very_bytes_of_the_port(far, tmp_path):
+    file = tmp_path / "wire.bin"
+    with Transmitter(Sender(time.monotonic_ns), [Link(str(far.link)), FileLink(file)], Hello()) as wire:
+        for n in range(10):
+            wire.send(vitals(1000 + n))
+    assert file.read_bytes() == far.read()
+
+
+def test_a_wire_file_that_cannot_be_written_is_an_error_at_start_and_no_harm_later(far, tmp_path):
+    with pytest.raises(LinkError, match="cannot be written"):
+        FileLink(tmp_path / "no" / "such").open()
+    full = FileLink("/dev/full")
+    with Transmitter(Sender(time.monotonic_ns), [full, Link(str(far.link))], Hello()) as wire:
+        wire.send(vitals())
+        assert full.health().state is LinkState.CLOSED
+        wire.send(vitals())
+    assert frames_of(far.read()) == [Hello(), vitals(), vitals(), Bye()]
+
+
+def test_a_port_that_fails_to_open_closes_those_opened_before(far, tmp_path):
+    first = Link(str(far.link))
+    with pytest.raises(PortMissing):
+        Transmitter(Sender(time.monotonic_ns), [first, Link(str(tmp_path / "none"))], Hello()).__enter__()
+    assert first.health().state is LinkState.CLOSED
+
+
+def test_counters_go_to_the_log_once_a_minute(far, caplog):
+    now_ns = [0]
+    caplog.set_level(logging.INFO, "firmware_bridge.link")
+    with Link(str(far.link), clock=lambda: now_ns[0]) as link:
+        for _ in range(130):
+            link.offer(Sender(lambda: 0).encode(vitals()), MessageType.VITALS)
+            now_ns[0] += 1_000_000_000
+        lines = [r.message for r in caplog.records if "drops" in r.message]
+        assert len(lines) == 2 and "frames 60" in lines[0] and "write timeouts 0" in lines[0]
+
+
+def test_a_display_can_offer_its_own_pty_and_the_unit_may_come_and_go(tmp_path):
+    name = tmp_path / "display"
+    display = Link(str(name), opener=lambda: open_pty(str(name)))
+    with display:
+        for n in range(3):
+            with Link(str(name)) as unit:
+                unit.offer(Sender(time.monotonic_ns).encode(vitals(1000 + n)), MessageType.VITALS)
+            assert frames_of(display.read(0.5)) == [vitals(1000 + n)]
+    assert not name.is_symlink()
+    name.write_text("somebody's file")
+    with pytest.raises(LinkError, match="no symbolic link"):
+        open_pty(str(name))
+
+
+def test_steps_of_the_wall_clock_change_nothing(far, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: random.uniform(-1, 1) * 1e9)
+    with Transmitter(Sender(time.monotonic_ns), [Link(str(far.link))], Hello()) as wire:
+        wire.send(vitals())
+        wire.poll()
+    assert len(far.read()) > 80
