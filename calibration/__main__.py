@@ -52,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "train the student on rendered clips")
     sub.add_argument("--out", type=Path, required=True, help="run folder (resumes what it holds)")
     sub.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "physvlm", help="rendered clips")
-    for name, kind in (("n-train", int), ("n-valid", int), ("epochs", int), ("minutes", float), ("batch", int),
-                       ("learning-rate", float), ("seed", int), ("threads", int), ("device", str)):
+    for name, kind in (("n-train", int), ("n-restraint", int), ("n-valid", int), ("epochs", int),
+                       ("minutes", float), ("batch", int), ("learning-rate", float), ("seed", int),
+                       ("threads", int), ("device", str)):
         sub.add_argument(f"--{name}", type=kind)
 
     sub = command("export", _export, "a training run -> ONNX weights and sidecar")
@@ -76,9 +77,10 @@ def _phantom(args: argparse.Namespace) -> int:
     from calibration.record import RecordingError, record
 
     try:
-        width, height = (int(v) for v in args.size.split("x"))
-        scene = Scene(args.kind, args.seed, width, height, args.fps, args.seconds, args.hr, args.rr,
-                      **_fields(Scene, args.set))
+        width, _, height = args.size.partition("x")
+        given = {"kind": args.kind, "seed": args.seed, "width": int(width), "height": int(height), "fps": args.fps,
+                 "duration_s": args.seconds, "hr_per_min": args.hr, "rr_per_min": args.rr}
+        scene = Scene(**(given | _fields(Scene, args.set)))
         record(Phantom(scene), args.out, f"rendering {args.out.name}")
     except (ValueError, RecordingError) as e:
         print(f"physvlm-lab phantom: {e}", file=sys.stderr)

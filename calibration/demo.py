@@ -18,14 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from calibration.phantom import Phantom
-from calibration.record import record
+from calibration.record import RecordingError, record
 from calibration.scenes import demo_scene
 from edge.camera import CameraError
 from edge.chart import Truth, draw
 from edge.clip import RegionError
 from edge.config import CameraConfig, Config, ConfigError, SerialConfig, parse_roi
-from edge.pipeline import Hop
-from edge.runtime import Live, make_engine
+from edge.pipeline import Hop, ModelMismatch
+from edge.runtime import Live, RuntimeFault, make_engine
+from edge.vitals import PROFILES
+from engines.onnxruntime_backend import EngineError
+from engines.sidecar import SidecarError
 from firmware_bridge.port import LinkError
 
 OUT = Path("out")
@@ -44,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(filename=OUT / "run.log", level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         return _run(args)
-    except (CameraError, ConfigError, RegionError, LinkError) as e:
+    except (CameraError, ConfigError, RegionError, LinkError, SidecarError, EngineError, ModelMismatch, RecordingError) as e:
         print(f"make run: {e}", file=sys.stderr)
         return 2
+    except RuntimeFault as e:
+        print(f"make run: {e}", file=sys.stderr)
+        return 1
 
 
 def _rendered(seconds: float) -> tuple[Path, Truth]:
@@ -84,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
             if display.poll() is None:
                 display.terminate()
                 display.wait(timeout=5)
-    draw(hops, OUT / "run.png", truth)
+    draw(hops, OUT / "run.png", PROFILES[args.profile], truth)
     return _summarise(hops, summary, truth)
 
 

@@ -10,6 +10,7 @@ camera shake, sensor noise, 8 bits and the codec.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -76,8 +77,11 @@ class Scene:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"scene kind {self.kind!r} unknown; choose from {', '.join(KINDS)}")
-        if self.codec != "raw" and self.codec.split(":")[0] not in ("mjpeg", "h264"):
+        if not re.fullmatch(r"raw|(mjpeg|h264):\d{1,3}", self.codec):
             raise ValueError(f"scene codec {self.codec!r} unknown; use raw, mjpeg:QUALITY or h264:CRF")
+        if min(self.width, self.height) < 16 or not (self.fps > 0 and self.duration_s * self.fps >= 1):
+            raise ValueError(f"scene of {self.width}x{self.height} px, {self.duration_s} s at {self.fps} /s holds no clip; "
+                             "expected at least 16x16 px and one frame")
 
     @property
     def has_pulse(self) -> bool:
@@ -119,6 +123,11 @@ class Phantom:
         self._lamp_map = _blotches(rng, scene.height, scene.width, 2)[..., None] * np.float32(0.5)
         bank = 4 * scene.width * scene.height * 3
         self._noise_bank = rng.standard_normal(min(bank, 4_000_000), np.float32)
+
+    @property
+    def shows_chest(self) -> bool:
+        """Whether a part that breathes fully is in the picture; a head alone only nods with the breath."""
+        return any(layer.breathes >= 1 for layer in self._layers)
 
     def pulse_map(self) -> F32:
         """Where the pulse is, as its size in counts summed over the colours, in the resting pose: float32 (H, W)."""
@@ -189,8 +198,12 @@ class Phantom:
         return picture
 
     def _noise(self, light: F32) -> F32:
-        start = int(self._rng.integers(0, max(1, self._noise_bank.size - light.size)))
-        sample = np.resize(self._noise_bank[start:start + light.size], light.shape)
+        bank = self._noise_bank
+        if bank.size > light.size:
+            start = int(self._rng.integers(0, bank.size - light.size))
+            sample = bank[start:start + light.size].reshape(light.shape)
+        else:  # a large picture: the bank repeats inside it, from another place in every frame
+            sample = np.resize(np.roll(bank, int(self._rng.integers(bank.size))), light.shape)
         spread = 60.0 if self.scene.kind == "noise" else self.scene.noise_counts
         return sample * np.float32(spread)
 

@@ -5,12 +5,15 @@ A suite's seeds start at its own offset, so no judged clip was ever trained on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from calibration.phantom import Scene
 
 TRAINING_SEED0 = 1_000_000
 VALIDATION_SEED0 = 2_000_000
+RESTRAINT_SEED0 = 1_500_000
 NEWBORN_SEED0 = 3_000_000
 PULSE_FREE_SEED0 = 4_000_000
 
@@ -75,6 +78,28 @@ def _disturbance(rng: np.random.Generator, *, body: bool) -> dict[str, float]:
     if draw < 3 * share:
         return {"lamp_hz": rate_hz, "lamp_amplitude": _log_uniform(rng, 0.001, 0.08 if not body else 0.01)}
     return {"shake_frac": _log_uniform(rng, 0.0002, 0.002)} if rng.random() < 0.3 else {}
+
+
+def restraint_scene(seed: int, *, width: int = 192, height: int = 144, duration_s: float = 19.5) -> Scene:
+    """Training clips for restraint: something always swells, rocks or shakes at a rhythm that is no body's.
+
+    Two in three hold no pulse and no breath; the rest keep theirs beside the disturbance, so that trouble alone is no
+    reason to refuse.
+    """
+    scene = training_scene(seed, width=width, height=height, duration_s=duration_s, h264=False)
+    rng = np.random.default_rng((seed, 1))
+    body = rng.random() < 0.33
+    if not body:
+        scene = replace(scene, kind=str(rng.choice(["doll", "object", "empty_cot", "chest", "newborn", "patch"])),
+                        hr_per_min=None, rr_per_min=None)
+    what, rate_hz = rng.random(), _log_uniform(rng, 0.15, 4.5)
+    quiet = {"sway_hz": 0.0, "sway_frac": 0.0, "shake_hz": 0.0, "shake_frac": 0.0, "lamp_hz": 0.0, "lamp_amplitude": 0.0,
+             "motion_frac": _log_uniform(rng, 0.0001, 0.003)}
+    if what < 0.45:
+        return replace(scene, **quiet | {"lamp_hz": rate_hz, "lamp_amplitude": _log_uniform(rng, 0.002, 0.1)})
+    if what < 0.8:
+        return replace(scene, **quiet | {"sway_hz": rate_hz, "sway_frac": _log_uniform(rng, 0.001, 0.04)})
+    return replace(scene, **quiet | {"shake_hz": rate_hz, "shake_frac": _log_uniform(rng, 0.0005, 0.006)})
 
 
 def newborn_scene(seed: int, *, width: int = 320, height: int = 240, duration_s: float = 40.0) -> Scene:

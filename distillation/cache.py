@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.phantom import Phantom, Scene
-from calibration.scenes import training_scene
+from calibration.scenes import restraint_scene, training_scene
 from edge.clip import CHANNELS, LIGHT_CLIP, Region, area_means, normalise_clip
 
 INT8_STEP = LIGHT_CLIP / 127.0
@@ -27,10 +28,14 @@ PULSE_SEEN_R2, PULSE_LOST_R2 = 0.40, 0.10
 """A pulse counts as visible when a linear reading of the skin explains this share of it, as lost below the other."""
 
 
+SUITES: dict[str, Callable[[int], Scene]] = {"training": training_scene, "restraint": restraint_scene}
+
+
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a cache holds: n clips of n_samples grid points from seed0 on."""
+    """What a cache holds: n clips of n_samples grid points from seed0 on, each a scene of `suite` (SUITES)."""
 
+    suite: str
     n: int
     seed0: int
     n_samples: int
@@ -38,7 +43,7 @@ class CacheSpec:
     size: int
 
     def key(self) -> str:
-        return f"{self.seed0}-{self.n}-{self.n_samples}-{self.size}"
+        return f"{self.suite}-{self.seed0}-{self.n}-{self.n_samples}-{self.size}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,9 @@ def make_example(scene: Scene, spec: CacheSpec) -> tuple[NDArray[np.int8], Examp
         light = np.einsum("nchw,hw->nc", clip.frames[:, :3], weights / max(float(weights.sum()), 1e-6))
         r2 = pulse_r2(light, pulse, spec.fs_hz, float(hr.mean()) / 60)
         seen = 1 if r2 > PULSE_SEEN_R2 else 0 if r2 < PULSE_LOST_R2 else -1
-    # a rocking body or thing without breath is what no camera can tell from breathing: leave it untaught
-    breath = 1 if phantom.breath else -1 if scene.sway_hz else 0
+    # a head that nods a little, and a thing that rocks slowly, are neither breathing for sure nor surely not
+    slow_rock = 0 < scene.sway_hz <= 2.2
+    breath = 1 if phantom.breath and phantom.shows_chest else -1 if phantom.breath or slow_rock else 0
     frames = np.zeros((spec.n_samples, CHANNELS, spec.size, spec.size), np.int8)
     frames[:n] = np.rint(clip.frames / INT8_STEP).astype(np.int8)
 
@@ -106,7 +112,7 @@ def make_example(scene: Scene, spec: CacheSpec) -> tuple[NDArray[np.int8], Examp
 def _work(job: tuple[int, CacheSpec, str]) -> tuple[int, Example]:
     index, spec, path = job
     cv2.setNumThreads(1)
-    frames, example = make_example(training_scene(spec.seed0 + index), spec)
+    frames, example = make_example(SUITES[spec.suite](spec.seed0 + index), spec)
     store = np.lib.format.open_memmap(path, mode="r+")
     store[index] = frames
     return index, example

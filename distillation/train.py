@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.scenes import TRAINING_SEED0, VALIDATION_SEED0
+from calibration.scenes import RESTRAINT_SEED0, TRAINING_SEED0, VALIDATION_SEED0
 from distillation.cache import INT8_STEP, CacheSpec, build
 from distillation.losses import presence_loss, spectral_loss, waveform_loss
 from engines.student import Student, StudentConfig
@@ -30,6 +30,7 @@ class TrainConfig:
     """n_train, n_valid: rendered clips. minutes: stop after the epoch that passes this budget."""
 
     n_train: int = 1400
+    n_restraint: int = 500
     n_valid: int = 96
     epochs: int = 12
     minutes: float = 90.0
@@ -41,15 +42,22 @@ class TrainConfig:
 
 
 class Cache:
-    """A rendered cache, opened: frames stay on disk until a batch needs them."""
+    """Rendered caches, opened as one: frames stay on disk until a batch needs them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.frames = np.load(folder / "frames.npy", mmap_mode="r")
-        truth = np.load(folder / "truth.npz")
-        self.truth = {name: truth[name] for name in truth.files}
+    def __init__(self, *folders: Path) -> None:
+        self._stores = [np.load(folder / "frames.npy", mmap_mode="r") for folder in folders]
+        truths = [np.load(folder / "truth.npz") for folder in folders]
+        self.truth = {name: np.concatenate([t[name] for t in truths]) for name in truths[0].files}
+        self._rows = [(store, i) for store in self._stores for i in range(store.shape[0])]
+        self.n_samples = int(self._stores[0].shape[1])
 
     def __len__(self) -> int:
-        return int(self.frames.shape[0])
+        return len(self._rows)
+
+    def frames(self, index: int, cut: slice) -> Tensor:
+        """int8 (n, channels, S, S)."""
+        store, row = self._rows[index]
+        return torch.from_numpy(np.array(store[row, cut]))
 
 
 def _augmented(frames: Tensor, rng: np.random.Generator) -> Tensor:
@@ -71,9 +79,9 @@ def batches(cache: Cache, config: TrainConfig, window: int, rng: np.random.Gener
     for first in range(0, len(order), config.batch):
         rows = []
         for index in order[first:first + config.batch]:
-            start = int(rng.integers(0, cache.frames.shape[1] - window + 1)) if train else 0
+            start = int(rng.integers(0, cache.n_samples - window + 1)) if train else 0
             cut = slice(start, start + window)
-            stored = torch.from_numpy(np.array(cache.frames[index, cut]))
+            stored = cache.frames(int(index), cut)
             mask = torch.from_numpy(cache.truth["valid"][index, cut].astype(np.float32))
             frames = _augmented(stored, rng) if train else stored * INT8_STEP
             if train:
@@ -151,12 +159,19 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
     torch.manual_seed(config.seed)
     student_config = student_config or StudentConfig()
     samples = student_config.window + 48
-    caches = [Cache(build(CacheSpec(n, seed0, samples, student_config.fs_hz, student_config.size), cache_folder))
-              for n, seed0 in ((config.n_train, TRAINING_SEED0), (config.n_valid, VALIDATION_SEED0))]
+
+    def cache(suite: str, n: int, seed0: int) -> Path:
+        return build(CacheSpec(suite, n, seed0, samples, student_config.fs_hz, student_config.size), cache_folder,
+                     config.threads)
+
+    training = [cache("training", config.n_train, TRAINING_SEED0)]
+    if config.n_restraint:
+        training.append(cache("restraint", config.n_restraint, RESTRAINT_SEED0))
+    caches = [Cache(*training), Cache(cache("training", config.n_valid, VALIDATION_SEED0))]
     student = Student(student_config).to(config.device)
     student.stem.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=1e-3)
-    steps = config.epochs * -(-config.n_train // config.batch)
+    steps = config.epochs * -(-len(caches[0]) // config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps + 1, pct_start=0.1)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "student.pt", out / "log.jsonl"

@@ -19,8 +19,8 @@ OK, FAULT, USAGE = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand: 0 done, 1 a fault was found, 2 bad usage or configuration."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(words[:1]).parse_args(words)
     try:
         return int(args.command(args))
     except KeyboardInterrupt:
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """asked: the subcommand that was given, if any."""
     parser = argparse.ArgumentParser(prog="physvlm", description="Camera heart and breathing rate for the incubator's "
                                      "display. Investigational: not for diagnosis, not for alarms.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -48,15 +49,16 @@ def _parser() -> argparse.ArgumentParser:
               "vitals.profile", "serial.wire_file", "log.level")
     run.set_defaults(command=_run)
     replay.set_defaults(command=_replay)
-    _bridge(commands, "display", "the display's screen in this terminal, from a port or a wire file")
-    _bridge(commands, "dump", "serial bytes as text, one line a frame")
+    _bridge(commands, "display", asked, "the display's screen in this terminal, from a port or a wire file")
+    _bridge(commands, "dump", asked, "serial bytes as text, one line a frame")
     return parser
 
 
-def _bridge(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str) -> None:
-    """A command of firmware_bridge. Its module is imported when the command is the one asked for, or help is."""
+def _bridge(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
+            asked: Sequence[str], help_text: str) -> None:
+    """A command of firmware_bridge. Its module is imported when the command is the one asked for."""
     sub = commands.add_parser(name, help=help_text)
-    if name not in sys.argv[1:2]:
+    if name not in asked:
         return
     module = importlib.import_module({"display": "firmware_bridge.terminal", "dump": "firmware_bridge.dump"}[name])
     module.add_arguments(sub)
@@ -112,10 +114,17 @@ def _replay(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, flag_overrides(args))
         _log_to_stderr(config.log.level)
-        if args.json and args.json != "-" and not Path(args.json).absolute().parent.is_dir():
-            raise ConfigError(f"--json {args.json}: its folder does not exist; make it or choose another path")
+        for flag, out in (("--json", args.json), ("--plot", args.plot)):
+            if out and out != "-" and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+                raise ConfigError(f"{flag} {out}: expected a file in a folder that exists; choose another path")
+        for out in (args.json, args.plot, config.serial.wire_file):
+            if out and Path(out).exists() and Path(out).resolve() == Path(args.video.removeprefix("file:")).resolve():
+                raise ConfigError(f"{out} is the video itself and would be overwritten; choose another path")
         with open_camera(args.video, config.camera.realtime) as camera:
-            engine, product = make_engine(config)
+            try:
+                engine, product = make_engine(config)
+            except EngineError as e:  # not to be had at all, unlike one that fails on the way
+                return _refuse(e)
             pipeline = make_pipeline(engine, camera, config)
             record = replay(camera, pipeline, config, product, _progress if sys.stderr.isatty() else None,
                             keep_hops=bool(args.plot))
@@ -133,8 +142,9 @@ def _replay(args: argparse.Namespace) -> int:
         write_json(Path(args.json), result)
     if args.plot:
         from edge.chart import draw
+        from edge.vitals import PROFILES
 
-        draw(record.hops, Path(args.plot), None)
+        draw(record.hops, Path(args.plot), PROFILES[config.vitals.profile], None)
     if args.json != "-":
         _print_table(result)
     return OK

@@ -59,6 +59,7 @@ class Camera(ABC):
     width, height: of the pictures, px.
     fps_nominal: what the source claims, for reports only; None where it claims nothing.
     live: frames come at their own pace and are lost when not fetched: read it through a CaptureThread.
+    recorded: what it shows is not happening now (a file, also one played in real time).
     bad_stamps: frames dropped so far because their time did not rise.
     """
 
@@ -67,6 +68,7 @@ class Camera(ABC):
     height: int
     fps_nominal: float | None
     live: bool
+    recorded: bool = False
     bad_stamps: int = 0
 
     @abstractmethod
@@ -133,6 +135,8 @@ class FileCamera(Camera):
 
     frames_read: pictures decoded so far, those dropped for their times included.
     """
+
+    recorded = True
 
     def __init__(self, capture: cv2.VideoCapture, name: str, realtime: bool) -> None:
         self.name = name
@@ -303,9 +307,9 @@ class CaptureThread:
 
     @property
     def ended(self) -> bool:
-        """No frame will come any more, and all that came have been fetched."""
+        """No frame will come any more, and all that came have been fetched, as has the error that get() has to raise."""
         with self._changed:
-            return not self._running and not self._ring
+            return not self._running and not self._ring and not self._must_raise
 
     def get(self, timeout_s: float) -> Frame | None:
         """The oldest frame waiting; None when none came in time, or at the end (see `ended`).
@@ -321,9 +325,13 @@ class CaptureThread:
             error, self._error = self._error, None
             if error is not None:
                 raise error
-            if not self._finished and not self._stop:
+            if self._must_raise:
                 raise RuntimeError(f"{self.camera.name}: the capture thread crashed; its traceback is on stderr")
             return None
+
+    @property
+    def _must_raise(self) -> bool:
+        return self._error is not None or not (self._finished or self._stop)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop reading; waits this long at most for a driver that hangs, which is then left to end by itself."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge.pipeline import Hop
 from edge.records import Waveform
-from edge.vitals import scalogram
+from edge.vitals import Profile, Track, analyse, scalogram
 
 WIDTH_PX, HEIGHT_PX = 1280, 1040
 GREEN, YELLOW, WHITE, GREY, CYAN = (90, 220, 90), (60, 220, 240), (235, 235, 235), (90, 90, 90), (220, 200, 60)
@@ -69,14 +69,14 @@ def _text(image: Image, text: str, x: int, y: int, colour: tuple[int, int, int],
     cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def draw(hops: Sequence[Hop], path: Path, truth: Truth | None) -> None:
+def draw(hops: Sequence[Hop], path: Path, profile: Profile, truth: Truth | None) -> None:
     """Write the picture as PNG. With no hops it says so instead of drawing axes."""
     canvas = np.full((HEIGHT_PX, WIDTH_PX, 3), 24, np.uint8)
     _text(canvas, "PhysVLM Edge - investigational, not for diagnosis or alarms", 60, 28, CYAN, 0.6)
     if not hops:
         _text(canvas, "no reading: the video is shorter than one second", 60, 80, WHITE, 0.7)
     else:
-        _draw_last_window(canvas, hops[-1])
+        _draw_last_window(canvas, hops[-1], profile)
         _draw_numbers(canvas, hops, truth)
     ok, data = cv2.imencode(".png", canvas)
     if not ok:
@@ -86,13 +86,14 @@ def draw(hops: Sequence[Hop], path: Path, truth: Truth | None) -> None:
     partial.replace(path)
 
 
-def _draw_last_window(canvas: Image, hop: Hop) -> None:
+def _draw_last_window(canvas: Image, hop: Hop, profile: Profile) -> None:
     wave = hop.waveform
+    pulse_track, breath_track = analyse(wave, profile)
     n = wave.pulse.size
     seconds = np.arange(n) / wave.fs_hz - n / wave.fs_hz
-    rows = ((60, "pulse", wave.pulse, GREEN, (40.0, 270.0), hop.estimate.hr_per_min, (60, 120, 180, 240)),
-            (670, "breathing", wave.resp, YELLOW, (5.0, 125.0), hop.estimate.rr_per_min, (15, 30, 60, 90, 120)))
-    for x, name, samples, colour, band, rate, ticks in rows:
+    rows = ((60, "pulse", wave.pulse, GREEN, (40.0, 270.0), pulse_track, (60, 120, 180, 240)),
+            (670, "breathing", wave.resp, YELLOW, (5.0, 125.0), breath_track, (15, 30, 60, 90, 120)))
+    for x, name, samples, colour, band, track, ticks in rows:
         top = _Panel(canvas, x, 70, 550, 150, (seconds[0], 0.0), (-4.0, 4.0))
         shown = np.where(wave.valid, samples, np.nan)
         top.frame(f"{name}, last {n / wave.fs_hz:.0f} s (gaps stay gaps)", (), "relative")
@@ -100,10 +101,10 @@ def _draw_last_window(canvas: Image, hop: Hop) -> None:
             top.line(seconds[piece], shown[piece].clip(-4, 4), colour)
         panel = _Panel(canvas, x, 270, 550, 260, (seconds[0], 0.0), band)
         _draw_scalogram(panel, wave, samples, band)
-        label = "no ridge" if rate is None else f"ridge {rate:.1f} /min"
-        panel.frame(f"{name} scalogram, {label}", ticks, "/min")
-        if rate is not None:
-            panel.line(np.array([seconds[-1] / 2, 0.0]), np.array([rate, rate]).clip(*band), WHITE, 2)
+        rate = track.rate_hz if track else None
+        panel.frame(f"{name} scalogram, ridge in white: {'none' if rate is None else f'{60 * rate:.1f} /min'}", ticks, "/min")
+        if track is not None:
+            _draw_ridge(panel, track, band)
 
 
 def _draw_scalogram(panel: _Panel, wave: Waveform, samples: NDArray[np.float32], band: tuple[float, float]) -> None:
@@ -113,11 +114,14 @@ def _draw_scalogram(panel: _Panel, wave: Waveform, samples: NDArray[np.float32],
     level = np.clip(power / max(float(power.max()), 1e-12) * 255, 0, 255).astype(np.uint8)
     picture = cv2.applyColorMap(cv2.resize(level[::-1], (panel.w, panel.h)), cv2.COLORMAP_INFERNO)
     panel.image[panel.y:panel.y + panel.h, panel.x:panel.x + panel.w] = picture
-    ridge_per_min = freqs_hz[power.argmax(axis=0)] * 60
-    t = np.linspace(panel.t[0], panel.t[1], ridge_per_min.size)
-    for t_s, rate in zip(t[::8], ridge_per_min[::8], strict=True):
-        x, y = panel.at(np.array([t_s]), np.array([rate]))[0]
-        cv2.circle(panel.image, (int(x), int(y)), 1, WHITE, -1)
+
+
+def _draw_ridge(panel: _Panel, track: Track, band: tuple[float, float]) -> None:
+    """The followed rhythm: dots outside the cone of influence, where it counts."""
+    for t_s, rate_hz, counts in zip(track.times_s, track.ridge_hz, track.usable, strict=True):
+        if counts and panel.t[0] <= t_s <= panel.t[1] and band[0] <= 60 * rate_hz <= band[1]:
+            x, y = panel.at(np.array([t_s]), np.array([60 * rate_hz]))[0]
+            cv2.circle(panel.image, (int(x), int(y)), 2, WHITE, -1, cv2.LINE_AA)
 
 
 def _draw_numbers(canvas: Image, hops: Sequence[Hop], truth: Truth | None) -> None:

@@ -35,6 +35,9 @@ DARK_COUNTS, BRIGHT_COUNTS = 14.0, 246.0
 STILL_S = 1.0
 """Pictures that stay identical to the last count this long are a frozen source: noise alone changes real ones."""
 
+FPS_OVER_S = 4.0
+"""The frame rate is the median over this long: half of the pulse's averaging time, so that a fall shows before it is read."""
+
 PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
 """Frames per highest cycle of the band that are needed before a rhythm may be shown; below two it folds (Nyquist)."""
 
@@ -157,6 +160,7 @@ class Pipeline:
         self._candidate_estimate: Estimate | None = None
         self._watch = _Watch(profile)
         self._last: tuple[Estimate, Waveform, frozenset[Reason], frozenset[Reason]] | None = None
+        self._now_ns = 0
 
     def push(self, frame: Frame, now_ns: int) -> list[Hop]:
         """Every reading that this frame completes (none, for most frames). Raises the engine's error."""
@@ -173,7 +177,8 @@ class Pipeline:
                 found = estimate(wave, self._profile)
                 both, pulse_only = self._watch.conditions(wave)
                 self._last = (found, wave, both, pulse_only)
-                reading = self._gate.update(found, wave, both, max(now_ns, wave.t_end_ns), hr_conditions=pulse_only)
+                reading = self._gate.update(found, wave, both, self._later(max(now_ns, wave.t_end_ns)),
+                                            hr_conditions=pulse_only)
                 hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only))
                 if self._search is not None:
                     self._move(self._search, wave, found)
@@ -181,10 +186,16 @@ class Pipeline:
 
     def reading(self, now_ns: int, trouble: frozenset[Reason]) -> Reading:
         """The newest reading as it stands now: older, stale, or none at all. trouble: what the world does to us."""
+        now_ns = self._later(now_ns)
         if self._last is None:
             return self._gate.no_estimate(now_ns, trouble)
         found, wave, both, pulse_only = self._last
         return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only)
+
+    def _later(self, now_ns: int) -> int:
+        """now_ns, but never before a time already told: a driver may stamp a frame some ms after the moment of its grab."""
+        self._now_ns = max(self._now_ns, now_ns)
+        return self._now_ns
 
     def forget(self) -> None:
         """After a failed inference or a lost camera: what was seen before no longer counts."""
@@ -219,7 +230,7 @@ class _Watch:
         self._changed_ns: int | None = None
 
     def see(self, t_ns: int, means: F32) -> None:
-        self._times_ns = [t for t in self._times_ns[-120:] if t < t_ns] + [t_ns]
+        self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
         if self._last is None or self._changed_ns is None or not np.array_equal(means, self._last):
             self._last, self._changed_ns = means, t_ns
         self._level = float(np.median(means))

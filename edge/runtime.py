@@ -22,7 +22,7 @@ import numpy as np
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
 from edge.clip import Region
 from edge.config import Config
-from edge.pipeline import Engine, Hop, Pipeline
+from edge.pipeline import HOP_S, Engine, Hop, Pipeline
 from edge.records import Frame, Reading, Reason, Waveform
 from edge.vitals import PROFILES
 from engines.onnxruntime_backend import EngineError
@@ -38,6 +38,9 @@ VITALS_PERIOD_NS = 500_000_000
 """VITALS goes out twice a second, always (PROTOCOL.md)."""
 
 WAVE_HZ = 25
+WAVE_PIECE_S = 0.2
+"""WAVE goes out five times a second (PROTOCOL.md), so that the trace scrolls and does not jump."""
+
 WAVE_DELAY_SAMPLES = 15
 """The trace runs half a second behind: the newest samples still lack their right-hand context."""
 
@@ -102,19 +105,47 @@ def vitals_message(reading: Reading) -> Vitals:
     return Vitals.from_readings(reading.hr, reading.rr, tech)
 
 
-def wave_messages(wave: Waveform, hop_s: float = 1.0) -> Iterator[Wave]:
-    """The newest hop of both traces, resampled to the wire's rate; gaps where there is no sample or no belief."""
-    n = round(hop_s * wave.fs_hz)
+class Traces:
+    """The traces on their way out: what a hop brought leaves in short pieces at the trace's own pace."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Wave] = []
+        self._due_ns = 0
+
+    def put(self, wave: Waveform, now_ns: int) -> list[Wave]:
+        """Takes a new hop in; returns what the last one still had waiting."""
+        late, self._waiting = self._waiting, list(wave_messages(wave))
+        self._due_ns = now_ns
+        return late
+
+    def due(self, now_ns: int) -> list[Wave]:
+        """The pieces whose time has come: one of each channel every WAVE_PIECE_S."""
+        out: list[Wave] = []
+        while self._waiting and now_ns >= self._due_ns:
+            out, self._waiting = [*out, *self._waiting[:2]], self._waiting[2:]
+            self._due_ns += round(WAVE_PIECE_S * 1e9)
+        return out
+
+
+def wave_messages(wave: Waveform, hop_s: float = HOP_S) -> Iterator[Wave]:
+    """The newest hop of both traces at the wire's rate, in pieces, pulse and breathing in turn.
+
+    Gaps where there is no sample or no belief.
+    """
+    n, count = round(hop_s * wave.fs_hz), round(hop_s * WAVE_HZ)
     stop = wave.pulse.size - WAVE_DELAY_SAMPLES
-    at = np.linspace(stop - n, stop - 1, round(hop_s * WAVE_HZ))
+    at = np.linspace(stop - n, stop, count, endpoint=False)
     shown = wave.valid[np.rint(at).astype(int)]
     first = round(wave.t_end_ns / 1e9 * WAVE_HZ)
-    for channel, samples, presence in ((Channel.PULSE, wave.pulse, wave.pulse_presence),
-                                       (Channel.RESP, wave.resp, wave.resp_presence)):
+    traces = []
+    for samples, presence in ((wave.pulse, wave.pulse_presence), (wave.resp, wave.resp_presence)):
         values = np.interp(at, np.arange(samples.size), samples) / WAVE_FULL_SCALE
         keep = shown & (presence >= WAVE_PRESENCE)
-        yield Wave.from_samples(channel, first, WAVE_HZ,
-                                [float(v) if ok else None for v, ok in zip(values, keep, strict=True)])
+        traces.append([float(v) if ok else None for v, ok in zip(values, keep, strict=True)])
+    piece = round(WAVE_PIECE_S * WAVE_HZ)
+    for i in range(0, count, piece):
+        for channel, trace in ((Channel.PULSE, traces[0]), (Channel.RESP, traces[1])):
+            yield Wave.from_samples(channel, first + i, WAVE_HZ, trace[i:i + piece])
 
 
 @dataclass
@@ -156,6 +187,7 @@ def replay(camera: Camera, pipeline: Pipeline, config: Config, product: str,
            progress: Callable[[Record], None] | None = None, keep_hops: bool = False) -> Record:
     """A recording through the pipeline, as fast as it goes (or as the camera paces it); bytes to the wire file."""
     record = Record()
+    traces = Traces()
     now_ns = 0
     vitals_due_ns: int | None = None
     with make_transmitter(config, lambda: now_ns, product, demo=True) as voice:
@@ -165,19 +197,24 @@ def replay(camera: Camera, pipeline: Pipeline, config: Config, product: str,
             if frame is None:
                 break
             now_ns = frame.t_ns
-            record.first_ns = now_ns if record.first_ns is None else record.first_ns
+            hops = pipeline.push(frame, now_ns)
+            if record.first_ns is None:
+                record.first_ns = now_ns
+                log.info("first frame processed")
             record.frames, record.last_ns = record.frames + 1, now_ns
-            for hop in pipeline.push(frame, now_ns):
+            for hop in hops:
                 record.add(hop)
                 if keep_hops:
                     record.hops.append(hop)
-                for wave in wave_messages(hop.waveform):
-                    voice.send(wave)
+                for piece in traces.put(hop.waveform, now_ns):
+                    voice.send(piece)
                 if progress is not None:
                     progress(record)
+            for piece in traces.due(now_ns):
+                voice.send(piece)
             if vitals_due_ns is None or now_ns >= vitals_due_ns:
                 voice.send(vitals_message(pipeline.reading(now_ns, frozenset())))
-                vitals_due_ns = now_ns + VITALS_PERIOD_NS
+                vitals_due_ns = max((vitals_due_ns or now_ns) + VITALS_PERIOD_NS, now_ns)
     return record
 
 
@@ -189,7 +226,16 @@ def report(record: Record, camera: Camera, pipeline: Pipeline) -> dict[str, Any]
     return {"video": camera.name, "fps": _rounded(fps), "frames": record.frames,
             "duration_s": round(record.duration_s, 3), "readings": record.readings, "summary": record.summary(),
             "timing": {"ms_per_frame": round(own, 4), "stages": stages},
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+            "peak_rss_mb": round(_peak_rss_kb() / 1024, 1)}
+
+
+def _peak_rss_kb() -> int:
+    """Of this program alone: what getrusage says on Linux still counts the process that started it, from before exec."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -218,7 +264,9 @@ class Live:
         self._opener = opener
         self._on_hop = on_hop
         self._faults_ns: list[int] = []
+        self._trouble: frozenset[Reason] = frozenset()
         self._said = ""
+        self._traces = Traces()
         self.frames = 0
 
     def run(self) -> int:
@@ -228,16 +276,18 @@ class Live:
         """
         config = self._config
         camera = self._opener(config.camera.source, True)
-        is_file = not camera.live
+        recorded = camera.recorded
         pipeline = make_pipeline(self._engine, camera, config)
-        with make_transmitter(config, self._clock_ns, self._product, demo=is_file) as voice:
+        with make_transmitter(config, self._clock_ns, self._product, demo=recorded) as voice:
             while not self._stop():
                 lost = self._watch_camera(camera, pipeline, voice)
-                if not lost or is_file:
+                if not lost or recorded:
                     break
                 again = self._reopen(pipeline, voice)
                 if again is None:
                     break
+                if (again.width, again.height) != (camera.width, camera.height):
+                    pipeline = make_pipeline(self._engine, again, config)
                 camera = again
         log.info("stopped after %d frames", self.frames)
         return self.frames
@@ -258,9 +308,11 @@ class Live:
                     last_frame_ns = now_ns
                     self.frames += 1
                     self._take(pipeline, voice, frame, now_ns)
+                for piece in self._traces.due(now_ns):
+                    voice.send(piece)
                 if now_ns >= due_ns:
                     due_ns = max(due_ns + VITALS_PERIOD_NS, now_ns)
-                    self._say(pipeline, voice, _silence(now_ns - last_frame_ns))
+                    self._say(pipeline, voice, _silence(now_ns - last_frame_ns) | self._trouble)
         return False
 
     def _take(self, pipeline: Pipeline, voice: Transmitter, frame: Frame, now_ns: int) -> None:
@@ -270,15 +322,18 @@ class Live:
             log.error("inference failed: %s", e)
             pipeline.forget()
             self._faults_ns = [t for t in self._faults_ns if now_ns - t < ENGINE_FAULT_WINDOW_NS] + [now_ns]
-            self._say(pipeline, voice, frozenset({Reason.MODEL_FAULT}))
+            self._trouble = frozenset({Reason.MODEL_FAULT})  # until the next hop succeeds
+            self._say(pipeline, voice, self._trouble)
             if len(self._faults_ns) > ENGINE_FAULTS:
                 raise RuntimeFault(f"inference failed {len(self._faults_ns)} times within a minute, last: {e}; "
                                    "check the weights and the accelerator") from e
             return
+        if hops:
+            self._trouble = frozenset()
         for hop in hops:
             self._on_hop(hop)
-            for wave in wave_messages(hop.waveform):
-                voice.send(wave)
+            for piece in self._traces.put(hop.waveform, now_ns):
+                voice.send(piece)
 
     def _say(self, pipeline: Pipeline, voice: Transmitter, trouble: frozenset[Reason]) -> None:
         reading = pipeline.reading(self._clock_ns(), trouble)

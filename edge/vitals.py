@@ -59,7 +59,6 @@ OCTAVE_SUPPORT = 0.5  # part of its 2nd harmonic's power (at most its own) that 
 OCTAVE_POWER = 0.15  # a followed 2nd harmonic gives way to a fundamental of at least this part of its power ...
 OCTAVE_LOCK = 0.9  # ... whose phase it keeps to this steadily; independent rhythms reach it once in 30 windows
 HEARD = 0.1  # least part of a wave's variance below heard_hz: with less it is hiss or vibration, not a rhythm of a body
-SILENT = 0.01  # power of the recent wave over the whole one, below which the recent one is silence, not a small rhythm
 ALIVE = 0.25  # newest ridge power over its recent mean, from which a rhythm goes on: bodies halve it, not quarter it
 FLAT = 1e-5  # residual rms over largest value, below which a wave is a straight line and float32 rounding
 EARLIEST_S = 4.0  # valid time under which nothing is looked for: four beats, two breaths of a newborn
@@ -100,9 +99,10 @@ class Search:
 # the ridge, and 9.5 /min of half width parts neighbours (1.3 s reads real variability no better). 5 s holds five beats
 # of the slowest newborn heart. White noise explains up to 0.2, a pulse as strong as all else between 0 and 6 Hz 0.5.
 PULSE = Search(0.2, 9.0, 6.0, 6.0, 1.0, 2.5, 5.0, 4.0, 3.0, (0.15, 0.6), 0.5, 1.5)
-# Breath: 0.05 Hz sees drift, 6 Hz sees vibration (5 Hz) as what it is. Sigma 2 s is two breaths at 60 /min. Two and a
-# half breaths are the least that differ from a drift, so a 17 s window reads from 9 /min up; slower needs a longer one.
-BREATH = Search(0.05, 6.0, 3.0, 6.0, 2.0, 7.0, 11.0, 2.5, 6.0, (0.3, 0.75), 0.5, 1.5)
+# Breath: 0.05 Hz sees drift, 6 Hz sees vibration (5 Hz) as what it is. Newborns breathe unevenly (intervals vary by 10
+# to 30 % within 16 s), so sigma is as short as the pulse's and wander counts less; what noise gains by that, explained
+# takes back. Two and a half breaths are the least that differ from drift: 17 s read from 9 /min up, slower needs more.
+BREATH = Search(0.05, 6.0, 3.0, 6.0, 1.0, 7.0, 11.0, 2.5, 6.0, (0.4, 0.8), 1.0, 3.0)
 
 # Breathing that leaks into the pulse wave is strongest at the breathing rate itself. What stands at k times that rate
 # is taken for leak up to LEAK_MARGIN (6 dB) times what the breath's own harmonics, at least 1 / k^2, would carry there.
@@ -345,11 +345,10 @@ def _follow(wave: _Wave, averaging_s: float, breath: Track | None = None) -> Tra
     width_hz = 1.0 / (2.0 * np.pi * float(np.average(bank.spread_s[rows], weights=weight)))
     rate_hz = _typical(turning_hz, np.sqrt(weight) * (covered - least_covered + EDGE), search.trim * width_hz)
     kept = float(weight.sum() / power[rows, instants][weight > 0].sum())
-    at_edge = bool(np.isin(rows[weight > 0], (0, len(bank.freqs_hz) - 1)).any())
-    if at_edge or kept < LEAK_KEPT or not bank.freqs_hz[0] < rate_hz < bank.freqs_hz[-1]:
+    if kept < LEAK_KEPT or not bank.freqs_hz[0] < rate_hz < bank.freqs_hz[-1]:
         return track
     explained = _explained(wave, clean, rows, counted, averaging_s) * power.sum() / clean.sum()
-    wander = _wander(turning_hz, weight) / width_hz
+    wander = float(np.average(np.abs(turning_hz - rate_hz), weights=weight)) / width_hz
     least, most = search.explained
     share = float(np.clip((explained - least) / (most - least), 0.0, 1.0))
     newest = clean[rows, instants][bank.times_s >= -search.alive_s].mean()
@@ -427,16 +426,8 @@ def _explained(wave: _Wave, clean: Floats, rows: NDArray[np.intp], counted: Bool
         if up.max() < len(clean):
             carried += clean[up[instants], instants].mean() * _locked(wave, rows, up, k, counted) ** 2
     recent = np.arange(len(wave.heard)) >= len(wave.heard) - averaging_s * wave.fs_hz
-    total = max(wave.heard[recent & wave.valid].var(), SILENT * wave.heard[wave.valid].var())
-    return float(carried / 2.0 / total)
-
-
-def _wander(values: Floats, weights: Floats) -> float:
-    """Weighted mean distance from a straight line: a rate that rises or falls evenly does not wander."""
-    at = np.arange(len(values)) - np.average(np.arange(len(values)), weights=weights)
-    rest = values - np.average(values, weights=weights)
-    rest = rest - at * float((weights * at * rest).sum() / max((weights * at**2).sum(), 1e-30))
-    return float(np.average(np.abs(rest), weights=weights))
+    total = wave.heard[recent & wave.valid].var()
+    return float(carried / 2.0 / total) if total > 0.0 else 0.0
 
 
 def _typical(values: Floats, weights: Floats, within: float) -> float:

@@ -45,6 +45,12 @@ class ModelSpec:
         return self.folder / self.files[precision][part]
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str, "fs_hz": (int, float), "window": int, "size": int, "channels": int, "cells": int, "features": int,
+    "normalisation": dict}
+"""What JSON must hold for a ModelSpec."""
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -59,7 +65,7 @@ def load(path: Path = DEFAULT_WEIGHTS) -> tuple[ModelSpec, dict[str, Any]]:
     except FileNotFoundError as e:
         raise SidecarError(f"no sidecar at {path}; expected a weights folder with student.json and its ONNX files "
                            "(reinstall, or make one with physvlm-lab export)") from e
-    except (OSError, json.JSONDecodeError) as e:
+    except (OSError, ValueError) as e:  # ValueError: no JSON, or not even text
         raise SidecarError(f"{path} cannot be read as JSON: {e}; restore it from the release or export again") from e
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
@@ -68,8 +74,12 @@ def load(path: Path = DEFAULT_WEIGHTS) -> tuple[ModelSpec, dict[str, Any]]:
         spec = ModelSpec(**record["model"], files={p: {k: v["file"] for k, v in parts.items()}
                                                    for p, parts in record["files"].items()}, folder=path.parent)
         hashes = [(path.parent / v["file"], v["sha256"]) for parts in record["files"].values() for v in parts.values()]
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(spec, name), kind)]
+        wrong += [f"files.{p}" for p, parts in spec.files.items() if set(parts) != {"stem", "head"}]
     except (KeyError, TypeError, AttributeError) as e:
         raise SidecarError(f"{path}: field missing or unknown: {e}; export the weights again with this version") from e
+    if wrong:
+        raise SidecarError(f"{path}: not what a student has: {', '.join(wrong)}; export the weights again with this version")
     for file, expected in hashes:
         if not file.is_file():
             raise SidecarError(f"{file} is missing though {path.name} lists it; restore it from the release")

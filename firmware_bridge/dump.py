@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -90,7 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints every frame; 0 when all were good, 1 when one was not, 2 when the source cannot be read."""
     good = True
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(_chunks(args)) as chunks:
             for text, is_good in dump(chunks, args.json):

@@ -57,7 +57,7 @@ SEQ_TRUSTED_MS = 30_000
 DASHES = "---"
 PULSE_TRACE_S = 6
 RESP_TRACE_S = 20
-_TRACE_SLACK_MS = 600  # three WAVE periods; after that the trace moves on and leaves a gap
+_TRACE_SLACK_MS = 400  # this much after the next WAVE was due the trace moves on and leaves a gap
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _Trace:
         self._samples: deque[int | None] = deque()
         self._rate_hz = 0
         self._next = 0  # first_index that would follow without a gap
-        self._ms = 0
+        self._due_ms = 0  # when the next WAVE should be here
 
     def clear(self) -> None:
         self._samples.clear()
@@ -147,20 +147,22 @@ class _Trace:
 
     def add(self, wave: Wave, now_ms: int) -> None:
         length = self._seconds * wave.rate_hz
-        missing = _signed32(wave.first_index - self._next) if self._rate_hz else -1
-        if wave.rate_hz != self._rate_hz or not 0 <= missing < length:
-            self._samples = deque(maxlen=length)
-        else:
-            self._samples.extend([None] * missing)
-        self._samples.extend(None if sample == NO_SAMPLE else sample for sample in wave.samples)
-        self._rate_hz, self._next, self._ms = wave.rate_hz, wave.first_index + len(wave.samples), now_ms
+        count = len(wave.samples)
+        missing = _signed32(wave.first_index - self._next)
+        if wave.rate_hz != self._rate_hz or not -count <= missing < length:
+            self._samples, missing = deque(maxlen=length), 0
+        self._samples.extend([None] * missing)
+        known = max(0, -missing)  # samples that the last WAVE brought already
+        self._samples.extend(None if sample == NO_SAMPLE else sample for sample in wave.samples[known:])
+        self._rate_hz, self._next = wave.rate_hz, wave.first_index + count
+        self._due_ms = now_ms + 1000 * count // wave.rate_hz
 
     def view(self, now_ms: int) -> tuple[int | None, ...]:
         """Always the full width: the newest sample at the right end, moved left by what is overdue."""
         if not self._rate_hz:
             return ()
         length = self._seconds * self._rate_hz
-        overdue = max(0, now_ms - self._ms - _TRACE_SLACK_MS) * self._rate_hz // 1000
+        overdue = max(0, now_ms - self._due_ms - _TRACE_SLACK_MS) * self._rate_hz // 1000
         samples = [*self._samples, *([None] * min(overdue, length))][-length:]
         return () if all(sample is None for sample in samples) else (None,) * (length - len(samples)) + tuple(samples)
 

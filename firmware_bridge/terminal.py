@@ -233,15 +233,24 @@ def main(args: argparse.Namespace) -> int:
         print("physvlm display: give a port or a file, or --pty LINK, and not both", file=sys.stderr)
         return 2
     summary = Summary()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), _sigterm_as_ctrl_c():
             _run(args, summary)
         _report(summary, args.summary_json)
     except LinkError as error:
         print(f"physvlm display: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """So that a stopped display, too, gives the terminal back and reports."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(args: argparse.Namespace, summary: Summary) -> None:

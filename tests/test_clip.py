@@ -21,7 +21,8 @@ def plain_means(bgr, region, size):
                      for r in range(size)])
 
 
-@pytest.mark.parametrize("region", [Region(0, 0, 96, 64), Region(3, 5, 83, 51), Region(95 - 16, 0, 16, 64), Region(7, 1, 17, 33)])
+@pytest.mark.parametrize("region", [
+    Region(0, 0, 96, 64), Region(3, 5, 83, 51), Region(95 - 16, 0, 16, 64), Region(7, 1, 17, 33)])
 def test_area_means_are_the_means_of_the_cells(region):
     bgr = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
     got = area_means(bgr, region, 16)

@@ -126,37 +126,38 @@ def test_nobody_reading_never_blocks_and_leaves_no_backlog(far, link):
     assert decoder.counters.bad <= 1 + link.health().torn
 
 
-def test_a_stuck_reader_is_not_waited_for_twice(far, link):
-    """Once a write timed out, the next ones do not wait until something moves again."""
-    filler = b"\x01" * 100
-    device = link._device
-    device.discard_output = lambda: None  # a driver that cannot forget
-    while device.write(filler):
-        pass
-    sender = Sender(time.monotonic_ns)
-    link.offer(sender.encode(vitals()), MessageType.VITALS)
-    start = time.monotonic()
-    for _ in range(50):
-        assert not link.offer(sender.encode(vitals()), MessageType.VITALS)
-    assert time.monotonic() - start < 0.1
-    assert link.health().write_timeouts == 51
-
-
 class SlowPort:
     """A UART whose driver reports what it has not sent."""
 
     def __init__(self) -> None:
-        self.waiting, self.written = 0, []
+        self.waiting, self.written, self.takes = 0, [], 131  # takes: of a whole frame; its rest then never
 
     def write(self, data):
-        self.written.append(bytes(data))
-        return len(data)
+        taken = min(len(data), self.takes) if len(data) == 39 or self.takes == 131 else 0
+        self.written.append(bytes(data[:taken]))
+        return taken
 
     def wait_writable(self, timeout_s): ...
     def read(self, timeout_s): return b""
     def queued(self): return self.waiting
     def discard_output(self): ...
     def close(self): ...
+
+
+def test_a_stuck_peer_is_waited_for_once_until_it_moves_again():
+    port = SlowPort()
+    port.takes = 10  # bytes of each frame, then nothing
+    port.wait_writable = time.sleep
+    with Link("uart", opener=lambda: port) as link:
+        start = time.monotonic()
+        assert not link.offer(b"x" * 39, MessageType.VITALS)
+        assert 0.1 <= time.monotonic() - start < 0.2
+        for _ in range(50):
+            assert not link.offer(b"x" * 39, MessageType.VITALS)
+        assert time.monotonic() - start < 0.3
+        assert (link.health().write_timeouts, link.health().torn) == (51, 51)
+        port.takes = 39
+        assert link.offer(b"y" * 39, MessageType.VITALS) and port.written[-1] == b"y" * 39
 
 
 def test_behind_a_slow_uart_only_the_newest_vitals_wait_and_not_for_long():

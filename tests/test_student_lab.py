@@ -1,0 +1,236 @@
+"""The network's parts on signals whose answer is known, its export, and its losses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.lab
+torch = pytest.importorskip("torch", reason="the student is defined in torch; it is in the extra `lab`")
+
+from distillation.losses import lagged_correlation, presence_loss, spectral_loss, waveform_loss  # noqa: E402
+from distillation.train import TrainConfig  # noqa: E402
+from edge.pipeline import normalisation  # noqa: E402
+from engines import sidecar  # noqa: E402
+from engines.export import export  # noqa: E402
+from engines.onnxruntime_backend import OnnxRuntimeEngine  # noqa: E402
+from engines.student import Student, StudentConfig, WaveletTemporalBlock  # noqa: E402
+
+CONFIG = StudentConfig()
+GREEN, FLOW_Y = 1, 4
+T_S = torch.arange(CONFIG.window) / CONFIG.fs_hz
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return Student(CONFIG).eval()
+
+
+# --- parts
+
+
+def test_the_wavelet_bands_add_up_and_open_gates_change_nothing():
+    block = WaveletTemporalBlock(6, 7)
+    x = torch.randn(2, 6, 1, 512)
+    torch.testing.assert_close(block.bands(x).sum(2, keepdim=True), x, atol=1e-5, rtol=0)
+    torch.nn.init.constant_(block.gate[-1].bias, 100.0)
+    torch.testing.assert_close(block(x), x, atol=1e-5, rtol=0)
+
+
+def test_wavelet_bands_part_fast_from_slow():
+    block = WaveletTemporalBlock(1, 7)
+    fast, slow = torch.sin(2 * torch.pi * 6 * T_S), torch.sin(2 * torch.pi * 0.2 * T_S)
+    energy = [(block.bands(wave[None, None, None]) ** 2).sum(-1)[0, 0] for wave in (fast, slow)]
+    assert energy[0].argmax() < 3 and energy[1].argmax() >= 4
+
+
+def features_with(channel, signs, rate_hz, noise=0.3, size=1.0):
+    """Noise in every cell and channel, and a sine in one channel of the cells in `signs` {cell: sign}."""
+    features = noise * torch.randn(1, CONFIG.window, CONFIG.grid**2, CONFIG.features)
+    features[..., CONFIG.channels:] = 0
+    for cell, sign in signs.items():
+        features[0, :, cell, channel] += sign * size * torch.sin(2 * torch.pi * rate_hz * T_S)
+    return features
+
+
+def correlation(a, b):
+    return float(np.corrcoef(a.detach().numpy(), b.detach().numpy())[0, 1])
+
+
+@pytest.mark.usefixtures("_no_gradients")
+@pytest.mark.parametrize(("task", "channel", "rate_hz", "noise"), [
+    (0, GREEN, 2.5, 0.3), (0, GREEN, 1.4, 0.3), (1, FLOW_Y, 0.7, 0.3), (1, FLOW_Y, 0.35, 0.1)])
+def test_attention_finds_the_rhythmic_cells_and_their_band(student, task, channel, rate_hz, noise):
+    cells = {8: 1.0, 9: 1.0, 14: 1.0}
+    head, features = student.head, features_with(channel, cells, rate_hz, noise)
+    attention = head(features, torch.ones(1, CONFIG.window))[2][0, task]
+    assert float(attention.sum()) == pytest.approx(1, abs=1e-4)
+    assert set(attention.topk(3).indices.tolist()) == set(cells)
+    series = head.project(features).permute(0, 2, 3, 1)
+    own = (series - series.mean(-1, keepdim=True))[:, :, task * CONFIG.series:(task + 1) * CONFIG.series]
+    band = head.attend[task](own, own @ head.dft)[2][0]
+    assert float(head.freqs_hz[band.argmax()]) == pytest.approx(rate_hz, abs=0.09)
+
+
+def test_cells_that_move_in_opposite_directions_add_up(student):
+    head = student.head
+    features = features_with(FLOW_Y, {8: 1.0, 9: 1.0, 26: -1.0, 27: -1.0}, 0.7, noise=0.1)
+    series = head.project(features).permute(0, 2, 3, 1)
+    own = (series - series.mean(-1, keepdim=True))[:, :, CONFIG.series:]
+    rhythm = head.attend[1](own, own @ head.dft)[0][0, 0]
+    sine = torch.sin(2 * torch.pi * 0.7 * T_S)
+    assert abs(correlation(rhythm, sine)) > 0.95
+    assert abs(correlation(features[0, :, :, FLOW_Y].mean(1), sine)) < 0.3
+
+
+def test_the_untrained_head_already_carries_the_rhythm_it_is_shown(student):
+    """What is known is built in: the waves correlate with the sine before any training."""
+    both = features_with(GREEN, {8: 1.0, 9: 1.0}, 2.5) + features_with(FLOW_Y, {20: 1.0, 21: 1.0}, 0.6, noise=0.0)
+    waves = student.head(both, torch.ones(1, CONFIG.window))[0][0]
+    for wave, rate_hz in zip(waves, (2.5, 0.6), strict=True):
+        quadrature = [abs(correlation(wave, f(2 * torch.pi * rate_hz * T_S))) for f in (torch.sin, torch.cos)]
+        assert max(quadrature) > 0.6
+
+
+@pytest.mark.usefixtures("_no_gradients")
+@pytest.mark.parametrize("kept", [slice(0, 0), slice(None), slice(-30, None), slice(100, 300)])
+@pytest.mark.parametrize("content", ["zeros", "noise", "constant"])
+def test_waves_are_finite_and_zero_where_nothing_was_seen(student, kept, content):
+    mask = torch.zeros(1, CONFIG.window)
+    mask[:, kept] = 1
+    features = {"zeros": torch.zeros, "noise": torch.randn, "constant": torch.ones}[content](1, 512, 36, 24)
+    waves, logits, attention = student.head(features * mask[..., None, None], mask)
+    assert all(bool(torch.isfinite(x).all()) for x in (waves, logits, attention))
+    assert not (waves * (1 - mask[:, None])).any()
+    assert float(waves.abs().max()) < 50
+
+
+def test_gradients_are_finite_on_an_empty_window():
+    student = Student(CONFIG)
+    waves, logits, _ = student.head(torch.zeros(1, 512, 36, 24), torch.zeros(1, 512))
+    (waves.sum() + logits.sum()).backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in student.parameters())
+
+
+def test_size_and_shape_of_the_network(student):
+    assert sum(p.numel() for p in student.parameters()) <= 300_000
+    temporal = [m for m in student.head.modules() if isinstance(m, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))]
+    assert temporal and all(isinstance(m, torch.nn.Conv2d) and m.kernel_size[0] == 1 for m in temporal)
+    assert not any(isinstance(m, torch.nn.RNNBase) for m in student.modules())
+
+
+# --- export
+
+OPERATORS = {"Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Div",
+             "Expand", "Flatten", "Gather", "Gemm", "Identity", "Log", "MatMul", "Mul", "Neg", "Pow", "Reciprocal",
+             "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
+             "Softmax", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An untrained student as train() would leave it, exported: (student, sidecar path)."""
+    run, out = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("weights")
+    torch.manual_seed(3)
+    made = Student(CONFIG).eval()
+    torch.save({"student": made.state_dict()}, run / "student.pt")
+    (run / "config.json").write_text(json.dumps({"train": asdict(TrainConfig()), "student": asdict(CONFIG)}))
+    (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    return made, export(run, out, normalisation(), {"newborn": {"hr_near": 0.99}})
+
+
+def test_what_is_exported_answers_as_torch_does(exported):
+    made, path = exported
+    spec, record = sidecar.load(path)
+    engine = OnnxRuntimeEngine(spec)
+    frames = torch.randn(512, 5, 48, 48)
+    mask = torch.ones(512)
+    mask[:137] = 0
+    with torch.no_grad():
+        features = made.stem(frames)
+        waves, logits, attention = made.head((features * mask[:, None, None])[None], mask[None])
+    got_features = engine.stem(frames.numpy())
+    np.testing.assert_allclose(got_features, features.numpy(), atol=1e-4)
+    got = engine.head(got_features * mask.numpy()[:, None, None], mask.numpy())
+    for ours, theirs in zip(got, (waves[0], torch.sigmoid(logits[0]), attention[0]), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
+    assert record["training"]["log_end"] == {"epoch": 2} and record["measured"]["newborn"]["hr_near"] == 0.99
+    assert record["parameters"] == sum(p.numel() for p in made.parameters())
+
+
+def test_the_graph_is_plain_enough_for_every_target(exported):
+    onnx = pytest.importorskip("onnx")
+    spec, _ = sidecar.load(exported[1])
+    for part in ("stem", "head"):
+        model = onnx.load(spec.path(part, "fp32"))
+        onnx.checker.check_model(model)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+        assert {node.op_type for node in model.graph.node} <= OPERATORS
+
+
+# --- losses
+
+
+def sines(rate_hz, shift=0.0, n=300):
+    return torch.sin(2 * torch.pi * rate_hz * (torch.arange(n) / 30.0 + shift))[None]
+
+
+ONES = torch.ones(1, 300)
+
+
+def test_a_lag_within_the_limit_costs_little_and_beyond_it_much():
+    truth, weight = sines(1.0), torch.ones(1)
+
+    def loss(samples):
+        return float(waveform_loss(sines(1.0, shift=samples / 30), truth, ONES, weight, 6, True))
+
+    assert loss(0) < 0.01 and loss(6) < 0.05 and loss(-6) < 0.05
+    assert loss(12) > 0.3
+    assert float(lagged_correlation(truth, truth, ONES, 6).argmax()) == 6
+
+
+def test_only_breathing_may_be_mirrored():
+    weight = torch.ones(1)
+    # half a period of lag mirrors a sine too, so the sine is slow against the lag
+    assert float(waveform_loss(-sines(0.5), sines(0.5), ONES, weight, 6, False)) < 0.02
+    assert float(waveform_loss(-sines(0.5), sines(0.5), ONES, weight, 6, True)) > 1.0
+
+
+def test_what_is_masked_or_unlabelled_costs_nothing():
+    mask = ONES.clone()
+    mask[:, :100] = 0
+    spoilt = sines(1.0) + 50 * (1 - mask)
+    assert float(waveform_loss(spoilt, sines(1.0), mask, torch.ones(1), 6, True)) < 0.05
+    both = torch.cat([sines(1.0), torch.randn(1, 300)])
+    weight = torch.tensor([1.0, 0.0])
+    assert float(waveform_loss(both, sines(1.0).repeat(2, 1), ONES.repeat(2, 1), weight, 6, True)) < 0.02
+    assert float(waveform_loss(both, both, ONES.repeat(2, 1), torch.zeros(2), 6, True)) == 0
+    logits = torch.tensor([8.0, -8.0, 5.0])
+    assert float(presence_loss(logits, torch.tensor([1.0, 0.0, -1.0]))) < 0.01
+    assert float(presence_loss(-logits, torch.tensor([1.0, 0.0, -1.0]))) > 5
+
+
+def test_the_spectral_loss_wants_the_power_at_the_true_rate(student):
+    wave = torch.sin(2 * torch.pi * 2.5 * T_S)[None]
+    at = [float(spectral_loss(wave, torch.tensor([rate]), torch.ones(1), student.head.dft, student.head.freqs_hz))
+          for rate in (2.5, 2.6, 4.0)]
+    assert at[0] < 0.3 and at[0] < at[1] < at[2] and at[2] > 3
