@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edge.pipeline import Hop
 from edge.records import Waveform
-from edge.vitals import Profile, Track, analyse, scalogram
+from edge.scalogram import scalogram
+from edge.vitals import Profile, Track, analyse
 
 WIDTH_PX, HEIGHT_PX = 1280, 1040
-GREEN, YELLOW, WHITE, GREY, CYAN = (90, 220, 90), (60, 220, 240), (235, 235, 235), (90, 90, 90), (220, 200, 60)
+GREEN, YELLOW, WHITE, GREY, CYAN = (90, 220, 90), (60, 220, 240), (235, 235, 235), (140, 140, 140), (220, 200, 60)
 """BGR; pulse green and breathing yellow as on the display."""
 
 CYCLES = 6.0

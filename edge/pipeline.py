@@ -97,6 +97,7 @@ class View:
         self._builder = ClipBuilder(region, spec.fs_hz, spec.size)
         self._features = np.zeros((spec.window, spec.cells, spec.features), np.float32)
         self._mask = np.zeros(spec.window, np.float32)
+        self._breath: F32 | None = None
         self._hop = round(HOP_S * spec.fs_hz)
         self._waiting: list[tuple[F32, bool, int]] = []
         self.means: F32 | None = None
@@ -122,7 +123,12 @@ class View:
         with self._stages.timed("head"):
             waves, presence, attention = self._engine.head(self._features, self._mask)
         side = int(round(spec.cells**0.5))
-        return Waveform(waves[0], waves[1], self._mask > 0, float(presence[0]), float(presence[1]),
+        breath = waves[1]
+        # which way a chest moves in the picture is arbitrary; that it stays the same from hop to hop is not
+        if self._breath is not None and float(self._breath[n:] @ breath[:-n]) < 0:
+            breath = -breath
+        self._breath = breath
+        return Waveform(waves[0], breath, self._mask > 0, float(presence[0]), float(presence[1]),
                         attention.reshape(2, side, side), spec.fs_hz, chunk[-1][2])
 
     @property

@@ -1,32 +1,33 @@
-"""Rates and their quality from the student's two waves: wavelet scalogram, ridge over time, fundamental, rate.
-
-Own analytic Morlet transform instead of PyWavelets: it is twenty lines of FFT, saves a 28 MB import on the device, and
-keeps the complex coefficients, whose phase turns between two instants at the rhythm's own frequency. So a rate is read
-from the ridge's phase and is not bound to the grid of analysed frequencies. The grid is logarithmic, so that a harmonic
-is a fixed number of rows up. Each wavelet's band is narrow, so its coefficients are taken at about 2 Hz, by folding the
-spectrum before the inverse FFT. Sigma is bounded on both sides: a plain wavelet would be too short to part a fast pulse
-from a breath's harmonic, and too long for a slow breath to leave the cone of influence.
+"""Rates and their quality from the student's two waves: ridge over time, fundamental, rate.
 
 The analysed range is wider than any profile's band on purpose: a rhythm outside the band is read where it is and
-refused by the gate, never folded into the band. Rates are hertz in here, per minute in `Estimate`. Pure functions.
+refused by the gate, never folded into the band. Rates are hertz in here, per minute in `Estimate`. Pure functions;
+the wavelet transform is edge/scalogram.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.records import Estimate, Waveform
+from edge.scalogram import (
+    BINS_PER_OCTAVE,
+    NEWEST_S,
+    TOUCHED,
+    Bank,
+    Bools,
+    Floats,
+    Search,
+    Transformed,
+    VitalsError,
+    ridge,
+    transformed,
+)
 
-Floats = NDArray[np.floating]
-Bools = NDArray[np.bool_]
-
-
-class VitalsError(ValueError):
-    """An array that cannot be analysed was passed in: the caller's bug, not signal trouble."""
+__all__ = ["BREATH", "NEWEST_S", "PROFILES", "PULSE", "Profile", "Track", "VitalsError", "analyse", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -48,52 +49,14 @@ PROFILES: dict[str, Profile] = {
     "adult": Profile("adult", (40.0, 220.0), (4.0, 60.0), 8.0, 16.0),
 }
 
-BINS_PER_OCTAVE = 28  # 2.5 % a row: under the narrowest wavelet's half width up to 4 Hz; the 2nd harmonic is 28 rows up
-INSTANTS_HZ = 1.8  # least rate of ridge points: above a wavelet's whole band (+-3.5 / (2 pi 1 s) = 1.1 Hz)
-JUMP_ROWS = 5  # the ridge moves at most this many rows an instant (13 % in 0.53 s): faster is a different rhythm
-JUMP_COST = 0.02  # per row squared, against a best salience of 1 an instant: a 13 % step costs half an instant
-SPREAD_OF_WINDOW = 0.2  # longest sigma over the window: leaves three fifths of it outside the cone of influence
 COVERED = 0.84  # an instant counts if this part of its wavelet lies on valid samples: one sigma inside the edge
-TOUCHED = 0.3  # below this part there is nothing at all to see at that instant
 OCTAVE_SUPPORT = 0.5  # part of its 2nd harmonic's power (at most its own) that speaks for a fundamental while following
 OCTAVE_POWER = 0.15  # a followed 2nd harmonic gives way to a fundamental of at least this part of its power ...
 OCTAVE_LOCK = 0.9  # ... whose phase it keeps to this steadily; independent rhythms reach it once in 30 windows
-HEARD = 0.1  # least part of a wave's variance below heard_hz: with less it is hiss or vibration, not a rhythm of a body
 ALIVE = 0.25  # newest ridge power over its recent mean, from which a rhythm goes on: bodies halve it, not quarter it
-FLAT = 1e-5  # residual rms over largest value, below which a wave is a straight line and float32 rounding
-EARLIEST_S = 4.0  # valid time under which nothing is looked for: four beats, two breaths of a newborn
 LEAST_INSTANTS = 3  # ridge points outside the cone of influence without which there is no rate
 EDGE = 0.01  # weight of a ridge point at the cone's edge, where inside it is up to 0.16
-NEWEST_S = 1.0  # the newest valid sample must be this fresh: a rate describes now or is not given
 HARMONICS = (2, 3)  # beyond the third, pulse and breath are below a camera's noise
-
-
-@dataclass(frozen=True)
-class Search:
-    """How one rhythm is looked for.
-
-    lo_hz, hi_hz: analysed range. heard_hz: noise counts up to here.
-    cycles: wavelet's omega * sigma, until sigma reaches spread_min_s or spread_max_s.
-    min_span_s, min_cycles: valid time and rhythm that the averaging window must hold.
-    alive_s: newest part of the window in which the rhythm must still go on.
-    explained: share of the wave's variance that the ridge explains, from which quality counts 0 and up to which 1.
-    wander: ridge's mean deviation in units of the wavelet's own half width at which quality has halved.
-    trim: ridge points further than this many half widths from the median are phase slips and do not count in the rate.
-    """
-
-    lo_hz: float
-    hi_hz: float
-    heard_hz: float
-    cycles: float
-    spread_min_s: float
-    spread_max_s: float
-    min_span_s: float
-    min_cycles: float
-    alive_s: float
-    explained: tuple[float, float]
-    wander: float
-    trim: float
-
 
 # Pulse: 0.2 Hz sees a slow breath's leak, 9 Hz the 2nd harmonic of 250 /min. Sigma 1 s: beat variability still moves
 # the ridge, and 9.5 /min of half width parts neighbours (1.3 s reads real variability no better). 5 s holds five beats
@@ -158,8 +121,8 @@ def analyse(waveform: Waveform, profile: Profile) -> tuple[Track | None, Track |
     where a heart may beat that fast, unless its own wave makes clearly the better case.
     """
     w = waveform
-    breath_wave = _transformed(w.resp, w.valid, w.fs_hz, BREATH)
-    pulse_wave = _transformed(w.pulse, w.valid, w.fs_hz, PULSE)
+    breath_wave = transformed(w.resp, w.valid, w.fs_hz, BREATH)
+    pulse_wave = transformed(w.pulse, w.valid, w.fs_hz, PULSE)
     breath = _follow(breath_wave, profile.rr_averaging_s) if breath_wave else None
     if pulse_wave is None:
         return None, breath
@@ -175,155 +138,7 @@ def analyse(waveform: Waveform, profile: Profile) -> tuple[Track | None, Track |
     return pulse, breath
 
 
-def scalogram(x: Floats, fs_hz: float, freqs_hz: Floats, spread_s: Floats) -> Floats:
-    """Power (F, n) of x (n,): the squared amplitude that a tone at each frequency would have.
-
-    spread_s (F,): sigma of each frequency's Gaussian g, of unit area; zeros are assumed outside of x.
-    W(f, t) = 2 * integral x(u) g(u - t) exp(-2 pi i f (u - t)) du. Raises VitalsError where x is not finite.
-    """
-    filters = _filters(_fft_length(len(x), fs_hz, float(np.max(spread_s))), fs_hz, freqs_hz, spread_s)
-    return np.abs(_coefficients(_finite(x), filters, 1)) ** 2
-
-
-def ridge(salience: Floats) -> NDArray[np.intp]:
-    """Row of the best path (T,) through salience (F, T): most salience, less JUMP_COST per squared row of each step."""
-    rows, instants = salience.shape
-    moves = np.arange(-JUMP_ROWS, JUMP_ROWS + 1)
-    cost = (JUMP_COST * moves**2).astype(salience.dtype)
-    came_from = np.zeros((instants, rows), dtype=np.intp)
-    reach = np.full(rows + 2 * JUMP_ROWS, -np.inf, dtype=salience.dtype)
-    reachable = np.lib.stride_tricks.sliding_window_view(reach, len(moves))  # a view: each row sees its neighbours
-    every = np.arange(rows)
-    best = salience[:, 0]
-    for j in range(1, instants):
-        reach[JUMP_ROWS:-JUMP_ROWS] = best
-        options = reachable - cost
-        chosen = options.argmax(axis=1)
-        came_from[j] = every + moves[chosen]
-        best = options[every, chosen] + salience[:, j]
-    path = np.empty(instants, dtype=np.intp)
-    path[-1] = int(best.argmax())
-    for j in range(instants - 1, 0, -1):
-        path[j - 1] = came_from[j, path[j]]
-    return path
-
-
-@dataclass(frozen=True)
-class _Bank:
-    """Everything about a search that depends on length and rate alone. step: samples between two instants."""
-
-    search: Search
-    freqs_hz: Floats
-    spread_s: Floats
-    filters: Floats
-    step: int
-    times_s: Floats
-
-
-@dataclass(frozen=True)
-class _Wave:
-    """A transformed wave, scaled. heard (n,): up to heard_hz, with the straight line that coefficients (F, T) lack."""
-
-    heard: Floats
-    valid: Bools
-    fs_hz: float
-    bank: _Bank
-    coefficients: NDArray[np.complexfloating]
-    coverage: Floats
-
-
-def _finite(x: Floats) -> Floats:
-    if x.ndim != 1 or not np.isfinite(x).all():
-        raise VitalsError(f"expected a finite one-dimensional wave, got shape {x.shape} with "
-                          f"{int((~np.isfinite(x)).sum())} values not finite: mark gaps in `valid`, do not pass NaN")
-    return x
-
-
-def _spread_s(search: Search, freqs_hz: Floats, window_s: float) -> Floats:
-    """Sigma (F,) of each frequency's Gaussian."""
-    longest_s = max(search.spread_min_s, min(search.spread_max_s, SPREAD_OF_WINDOW * window_s))
-    return np.clip(search.cycles / (2.0 * np.pi * np.asarray(freqs_hz)), search.spread_min_s, longest_s)
-
-
-def _fft_length(n: int, fs_hz: float, spread_max_s: float) -> int:
-    """Power of two that leaves four sigma of zeros, so that the end does not wrap round to the start."""
-    return 1 << int(np.ceil(np.log2(n + 4.0 * spread_max_s * fs_hz)))
-
-
-def _filters(n_fft: int, fs_hz: float, freqs_hz: Floats, spread_s: Floats) -> Floats:
-    nu = np.arange(n_fft // 2) * (fs_hz / n_fft)
-    turns = 2.0 * np.pi * (nu[None, :] - np.asarray(freqs_hz)[:, None]) * np.asarray(spread_s)[:, None]
-    filters = 2.0 * np.exp(-0.5 * turns**2)
-    filters[:, 0] = 0.0
-    return filters.astype(np.float32)
-
-
-def _coefficients(x: Floats, filters: Floats, step: int) -> NDArray[np.complexfloating]:
-    """Analytic coefficients (F, ceil(n / step)); the spectrum is folded, which is exact for bands under fs / step."""
-    half = filters.shape[1]
-    spectrum = filters * np.fft.fft(x.astype(np.float32), 2 * half)[:half].astype(np.complex64)
-    if step > 1:
-        spectrum = spectrum.reshape(len(filters), step // 2, -1).sum(axis=1) / step
-    return np.fft.ifft(spectrum, 2 * half // step)[:, : -(-len(x) // step)]
-
-
-@lru_cache(maxsize=8)
-def _bank(search: Search, n: int, fs_hz: float) -> _Bank:
-    top = min(search.hi_hz, 0.45 * fs_hz)
-    if top < 4.0 * search.lo_hz:
-        raise VitalsError(f"expected at least {9.0 * search.lo_hz:.1f} samples a second, got {fs_hz}")
-    rows = int(np.log2(top / search.lo_hz) * BINS_PER_OCTAVE) + 1
-    freqs = search.lo_hz * 2.0 ** (np.arange(rows) / BINS_PER_OCTAVE)
-    spread = _spread_s(search, freqs, n / fs_hz)
-    filters = _filters(_fft_length(n, fs_hz, float(spread.max())), fs_hz, freqs, spread)
-    step = 1 << max(0, int(np.log2(fs_hz / INSTANTS_HZ)))
-    times = (np.arange(-(-n // step)) * step - (n - 1)) / fs_hz
-    return _Bank(search, freqs, spread, filters, step, times)
-
-
-@lru_cache(maxsize=16)
-def _coverage(bank_key: tuple[Search, int, float], valid: bytes) -> Floats:
-    """Part (F, T) of each wavelet's Gaussian that lies on valid samples."""
-    bank = _bank(*bank_key)
-    mask = np.frombuffer(valid, dtype=np.bool_).astype(np.float64)
-    n_fft = 2 * bank.filters.shape[1]
-    spreads, row = np.unique(bank.spread_s, return_inverse=True)
-    turns = 2.0 * np.pi * np.fft.rfftfreq(n_fft, 1.0 / bank_key[2])[None, :] * spreads[:, None]
-    covered = np.fft.irfft(np.fft.rfft(mask, n_fft) * np.exp(-0.5 * turns**2), n_fft)
-    return np.clip(covered[:, : len(mask) : bank.step], 0.0, 1.0)[row].astype(np.float32)
-
-
-def _transformed(x: Floats, valid: Bools, fs_hz: float, search: Search) -> _Wave | None:
-    """None: flat, a straight line, or too few valid samples."""
-    x = _finite(x).astype(np.float64)
-    count = int(valid.sum())
-    if count < EARLIEST_S * fs_hz or float(np.argmax(valid[::-1])) > NEWEST_S * fs_hz:
-        return None
-    t = np.linspace(-1.0, 1.0, len(x))
-    line = np.polynomial.polynomial.polyfit(t[valid], x[valid], 1)
-    rest = np.where(valid, x - line[0] - line[1] * t, 0.0)
-    if np.sqrt((rest**2).sum() / count) <= FLAT * np.abs(x[valid]).max():
-        return None
-    scale = np.abs(rest).max()
-    key = (search, len(x), float(fs_hz))
-    bank, coverage = _bank(*key), _coverage(key, valid.tobytes())
-    seen = coverage >= TOUCHED
-    coefficients = _coefficients(rest / scale, bank.filters, bank.step)
-    coefficients = np.where(seen, coefficients / np.where(seen, coverage, 1.0), 0.0)
-    heard = _below(rest, search.heard_hz, fs_hz)
-    if heard.var() < HEARD * rest.var():
-        return None
-    return _Wave((heard + line[1] * t) / scale, valid, fs_hz, bank, coefficients, coverage)
-
-
-def _below(x: Floats, top_hz: float, fs_hz: float) -> Floats:
-    """x without what lies above top_hz."""
-    spectrum = np.fft.rfft(x)
-    spectrum[np.fft.rfftfreq(len(x), 1.0 / fs_hz) > top_hz] = 0.0
-    return np.fft.irfft(spectrum, len(x))
-
-
-def _follow(wave: _Wave, averaging_s: float, breath: Track | None = None) -> Track:
+def _follow(wave: Transformed, averaging_s: float, breath: Track | None = None) -> Track:
     """The rhythm of one wave, with what `breath` may have leaked into it taken away first."""
     bank, search = wave.bank, wave.bank.search
     power = np.abs(wave.coefficients) ** 2
@@ -358,7 +173,7 @@ def _follow(wave: _Wave, averaging_s: float, breath: Track | None = None) -> Tra
     return replace(track, rate_hz=rate_hz, quality=quality, enough=enough)
 
 
-def _fundamental(wave: _Wave, power: Floats, clean: Floats) -> NDArray[np.intp]:
+def _fundamental(wave: Transformed, power: Floats, clean: Floats) -> NDArray[np.intp]:
     """Ridge rows (T,) in the clean power, an octave down where what was followed proves to be the 2nd harmonic.
 
     Judged in the power before the leak was taken away: a fundamental that the leak hides is refused, not doubled.
@@ -377,7 +192,7 @@ def _fundamental(wave: _Wave, power: Floats, clean: Floats) -> NDArray[np.intp]:
     return lower if strong and _locked(wave, lower, rows, 2, counted) > OCTAVE_LOCK else rows
 
 
-def _locked(wave: _Wave, rows: NDArray[np.intp], rows_up: NDArray[np.intp], k: int, counted: Bools) -> float:
+def _locked(wave: Transformed, rows: NDArray[np.intp], rows_up: NDArray[np.intp], k: int, counted: Bools) -> float:
     """How steadily (0-1) the phase in rows_up keeps to k times that in rows: 1 for a harmonic, about 0.4 by chance."""
     instants = np.flatnonzero(counted)
     low, high = wave.coefficients[rows[instants], instants], wave.coefficients[rows_up[instants], instants]
@@ -386,7 +201,7 @@ def _locked(wave: _Wave, rows: NDArray[np.intp], rows_up: NDArray[np.intp], k: i
     return float(np.abs((high * turned).sum()) / size) if size > 0 else 0.0
 
 
-def _leak(power: Floats, bank: _Bank, breath: Track) -> Floats:
+def _leak(power: Floats, bank: Bank, breath: Track) -> Floats:
     """Most power (F, T) that breathing may have brought into a wave of this power."""
     breath_hz = np.interp(bank.times_s, breath.times_s, breath.ridge_hz)
     at_breath = _at(power, bank.freqs_hz, breath_hz)
@@ -407,7 +222,7 @@ def _at(power: Floats, freqs_hz: Floats, at_hz: Floats) -> Floats:
     return np.where(inside, power[np.clip(rows, 0, len(freqs_hz) - 1), np.arange(len(at_hz))], 0.0)
 
 
-def _turning(wave: _Wave, rows: NDArray[np.intp], counted: Bools) -> tuple[Floats, Floats]:
+def _turning(wave: Transformed, rows: NDArray[np.intp], counted: Bools) -> tuple[Floats, Floats]:
     """Frequency (T,) by which the ridge's phase turns up to the next instant; 1.0 where both of them count, else 0."""
     dt_s = wave.bank.step / wave.fs_hz
     instants = np.arange(len(rows) - 1)
@@ -417,7 +232,7 @@ def _turning(wave: _Wave, rows: NDArray[np.intp], counted: Bools) -> tuple[Float
     return np.append((turns + whole) / dt_s, 0.0), np.append(counted[:-1] & counted[1:], False).astype(float)
 
 
-def _explained(wave: _Wave, clean: Floats, rows: NDArray[np.intp], counted: Bools, averaging_s: float) -> float:
+def _explained(wave: Transformed, clean: Floats, rows: NDArray[np.intp], counted: Bools, averaging_s: float) -> float:
     """Share of the recent wave's variance that the ridge and the harmonics locked to it carry."""
     instants = np.flatnonzero(counted)
     carried = clean[rows[instants], instants].mean()

@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 
 from edge.gate import VALID_QUALITY, Gate
 from edge.records import Estimate, Reading, Waveform
-from edge.vitals import (
-    BREATH,
-    PROFILES,
-    PULSE,
-    VitalsError,
-    analyse,
-    estimate,
-    ridge,
-    scalogram,
-)
+from edge.scalogram import VitalsError, ridge, scalogram
+from edge.vitals import BREATH, PROFILES, PULSE, analyse, estimate
 
 FS_HZ = 30.0
 WINDOW = 512
