@@ -104,11 +104,14 @@ def _fields(scene: type, given: Sequence[str]) -> dict[str, object]:
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from distillation.train import TrainConfig, train
+    from distillation.train import TrainConfig, TrainingError, train
 
     given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if getattr(args, f.name, None) is not None}
-    checkpoint = train(TrainConfig(**given), args.cache, args.out)
-    print(checkpoint)
+    try:
+        print(train(TrainConfig(**given), args.cache, args.out))
+    except TrainingError as e:
+        print(f"physvlm-lab train: {e}", file=sys.stderr)
+        return USAGE
     return 0
 
 

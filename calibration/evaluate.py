@@ -55,10 +55,9 @@ def scene_of(suite: str, index: int) -> Scene:
     return pulse_free_scene(PULSE_FREE_SEED0 + 1000 * PULSE_FREE.index(suite) + index, suite)
 
 
-def score(suite: str, index: int, roi: str, profile: str = "neonate", weights: str = "") -> Shown:
+def score_scene(suite: str, scene: Scene, roi: str, profile: str = "neonate", weights: str = "") -> Shown:
     """Render one clip, run it through the pipeline and compare what was shown with the truth."""
     cv2.setNumThreads(1)
-    scene = scene_of(suite, index)
     phantom = Phantom(scene)
     config = Config(camera=CameraConfig(roi=parse_roi(roi)), vitals=VitalsConfig(profile=profile))
     if weights:
@@ -108,7 +107,8 @@ def summarise(clips: list[Shown]) -> dict[str, float | int | None]:
 
 
 def _job(job: tuple[str, int, str, str]) -> Shown:
-    return score(job[0], job[1], job[2], weights=job[3])
+    suite, index, roi, weights = job
+    return score_scene(suite, scene_of(suite, index), roi, weights=weights)
 
 
 def evaluate(suites: list[str], n: int, roi: str, workers: int, out: Path | None, weights: str = "") -> int:

@@ -6,6 +6,7 @@ one step is a third of the sensor noise of a typical clip. Truth stands on the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -18,8 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration import phantom, rhythms, scenes
 from calibration.phantom import Phantom, Scene
 from calibration.scenes import restraint_scene, training_scene
+from edge import clip
 from edge.clip import CHANNELS, LIGHT_CLIP, Region, area_means, normalise_clip
 
 INT8_STEP = LIGHT_CLIP / 127.0
@@ -43,7 +46,11 @@ class CacheSpec:
     size: int
 
     def key(self) -> str:
-        return f"{self.suite}-{self.seed0}-{self.n}-{self.n_samples}-{self.size}"
+        """Folder name: changes with the request and with the code that renders and normalises."""
+        made_by = hashlib.sha256(json.dumps(asdict(self)).encode())
+        for module in (phantom, rhythms, scenes, clip):
+            made_by.update(Path(module.__file__ or "").read_bytes())
+        return f"{self.suite}-{self.seed0}-{self.n}-{made_by.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -79,34 +86,34 @@ def pulse_r2(light: NDArray[np.float32], pulse: NDArray[np.float64], fs_hz: floa
 
 def make_example(scene: Scene, spec: CacheSpec) -> tuple[NDArray[np.int8], Example]:
     """Render one scene: int8 (n_samples, CHANNELS, S, S) and its truth. A short clip is padded with invalid samples."""
-    phantom = Phantom(scene)
-    clip = normalise_clip(iter(phantom), None, spec.fs_hz, spec.size, limit=spec.n_samples)
-    n = clip.frames.shape[0]
+    body = Phantom(scene)
+    seen_clip = normalise_clip(iter(body), None, spec.fs_hz, spec.size, limit=spec.n_samples)
+    n = seen_clip.frames.shape[0]
     pad = spec.n_samples - n
-    t_s = clip.t_end_ns / 1e9 + (np.arange(n) - n + 1) / spec.fs_hz
+    t_s = seen_clip.t_end_ns / 1e9 + (np.arange(n) - n + 1) / spec.fs_hz
     zero = np.zeros(n)
-    pulse = phantom.pulse.at(t_s) if phantom.pulse else zero
-    resp = phantom.breath.at(t_s) if phantom.breath else zero
-    hr = phantom.pulse.rate_at(t_s) if phantom.pulse else zero
-    rr = phantom.breath.rate_at(t_s) if phantom.breath else zero
+    pulse = body.pulse.at(t_s) if body.pulse else zero
+    resp = body.breath.at(t_s) if body.breath else zero
+    hr = body.pulse.rate_at(t_s) if body.pulse else zero
+    rr = body.breath.rate_at(t_s) if body.breath else zero
     seen = 0
-    if phantom.pulse is not None:
+    if body.pulse is not None:
         region = Region(0, 0, scene.width, scene.height)
-        weights = area_means(np.repeat(phantom.pulse_map()[..., None] * 50, 3, 2).clip(0, 255).astype(np.uint8),
+        weights = area_means(np.repeat(body.pulse_map()[..., None] * 50, 3, 2).clip(0, 255).astype(np.uint8),
                              region, spec.size)[..., 0]
-        light = np.einsum("nchw,hw->nc", clip.frames[:, :3], weights / max(float(weights.sum()), 1e-6))
+        light = np.einsum("nchw,hw->nc", seen_clip.frames[:, :3], weights / max(float(weights.sum()), 1e-6))
         r2 = pulse_r2(light, pulse, spec.fs_hz, float(hr.mean()) / 60)
         seen = 1 if r2 > PULSE_SEEN_R2 else 0 if r2 < PULSE_LOST_R2 else -1
     # a head that nods a little, and a thing that rocks slowly, are neither breathing for sure nor surely not
     slow_rock = 0 < scene.sway_hz <= 2.2
-    breath = 1 if phantom.breath and phantom.shows_chest else -1 if phantom.breath or slow_rock else 0
+    breath = 1 if body.breath and body.shows_chest else -1 if body.breath or slow_rock else 0
     frames = np.zeros((spec.n_samples, CHANNELS, spec.size, spec.size), np.int8)
-    frames[:n] = np.rint(clip.frames / INT8_STEP).astype(np.int8)
+    frames[:n] = np.rint(seen_clip.frames / INT8_STEP).astype(np.int8)
 
     def padded(x: NDArray) -> NDArray[np.float32]:
         return np.pad(x, (0, pad)).astype(np.float32)
 
-    return frames, Example(padded(pulse), padded(resp), padded(hr), padded(rr), np.pad(clip.valid, (0, pad)), seen, breath)
+    return frames, Example(padded(pulse), padded(resp), padded(hr), padded(rr), np.pad(seen_clip.valid, (0, pad)), seen, breath)
 
 
 def _work(job: tuple[int, CacheSpec, str]) -> tuple[int, Example]:

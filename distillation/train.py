@@ -41,6 +41,10 @@ class TrainConfig:
     device: str = "cpu"
 
 
+class TrainingError(ValueError):
+    """The run folder or the budget does not allow the training that was asked for."""
+
+
 class Cache:
     """Rendered caches, opened as one: frames stay on disk until a batch needs them."""
 
@@ -172,9 +176,11 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
     student.stem.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=1e-3)
     steps = config.epochs * -(-len(caches[0]) // config.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps + 1,
+                                                   pct_start=max(0.1, 2.5 / (steps + 1)))
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "student.pt", out / "log.jsonl"
+    _keep_settings(out / "config.json", {"train": asdict(config), "student": asdict(student_config)})
     epoch = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=config.device, weights_only=True)
@@ -182,7 +188,8 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
         epoch = saved["epoch"]
-    (out / "config.json").write_text(json.dumps({"train": asdict(config), "student": asdict(student_config)}, indent=1))
+    if config.minutes <= 0 and epoch == 0:
+        raise TrainingError(f"minutes = {config.minutes}: not even one epoch; give a positive budget")
     started = time.monotonic()
     while epoch < config.epochs and time.monotonic() - started < config.minutes * 60:
         rng = np.random.default_rng((config.seed, epoch))
@@ -197,6 +204,20 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
                     "schedule": schedule.state_dict(), "epoch": epoch}, partial)
         partial.replace(checkpoint)
     return checkpoint
+
+
+def _keep_settings(path: Path, settings: dict[str, dict[str, object]]) -> None:
+    """Write the run's settings, or check that they are the ones it began with; budget and machine may change."""
+    free = {"minutes", "threads", "device"}
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = [f"{name}: began with {old.get(part, {}).get(name)!r}, now {value!r}"
+                   for part, values in settings.items() for name, value in values.items()
+                   if name not in free and old.get(part, {}).get(name) != value]
+        if changed:
+            raise TrainingError(f"{path.parent} holds another run ({'; '.join(changed)}); continue it with its own "
+                                "settings, or give another --out")
+    path.write_text(json.dumps(settings, indent=1))
 
 
 def _one_epoch(student: Student, cache: Cache, config: TrainConfig, rng: np.random.Generator,

@@ -42,6 +42,10 @@ PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
 """Frames per highest cycle of the band that are needed before a rhythm may be shown; below two it folds (Nyquist)."""
 
 
+LONG_HOLE_S = 20.0
+"""A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
+
+
 class Engine(Protocol):
     """What runs the student: engines.onnxruntime_backend and, on the Jetson, engines.tensorrt_backend."""
 
@@ -90,20 +94,27 @@ class View:
     """One region through the student: grid frames wait for the hop, go through the stem once, and stay as features."""
 
     def __init__(self, region: Region, engine: Engine, stages: Stages) -> None:
-        spec = engine.spec
         self.region = region
+        self.means: F32 | None = None
         self._engine = engine
         self._stages = stages
-        self._builder = ClipBuilder(region, spec.fs_hz, spec.size)
+        self._hop = round(HOP_S * engine.spec.fs_hz)
+        self._last_ns: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        spec = self._engine.spec
+        self._builder = ClipBuilder(self.region, spec.fs_hz, spec.size)
         self._features = np.zeros((spec.window, spec.cells, spec.features), np.float32)
         self._mask = np.zeros(spec.window, np.float32)
         self._breath: F32 | None = None
-        self._hop = round(HOP_S * spec.fs_hz)
         self._waiting: list[tuple[F32, bool, int]] = []
-        self.means: F32 | None = None
 
     def push(self, frame: Frame) -> list[Waveform]:
-        """A waveform whenever a hop is full; more than one after a long gap. Raises the engine's error."""
+        """A waveform whenever a hop is full; more than one after a gap. Raises the engine's error."""
+        if self._last_ns is not None and frame.t_ns - self._last_ns > LONG_HOLE_S * 1e9:
+            self._begin()
+        self._last_ns = frame.t_ns
         with self._stages.timed("preprocess"):
             self.means, points = self._builder.push(frame)
             self._waiting.extend(points)

@@ -165,6 +165,13 @@ def test_a_hole_longer_than_the_window_leaves_nothing_of_what_was():
     assert all(hop.reading.hr.value_per_min is None and not hop.waveform.valid[:400].any() for hop in after)
 
 
+def test_a_hole_of_hours_costs_no_time_and_the_clock_goes_on():
+    engine = FakeEngine()
+    holed = np.concatenate([at_fps(30, 3), at_fps(30, 3, start_s=7200.0)])
+    hops = fed(make(engine), frames(holed))
+    assert engine.stem_calls == 6 and [hop.reading.t_ns > 7200e9 for hop in hops] == [False] * 3 + [True] * 3
+
+
 # --- what stands between hops, and after a failure
 
 

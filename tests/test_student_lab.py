@@ -140,7 +140,7 @@ def test_size_and_shape_of_the_network(student):
 
 # --- export
 
-OPERATORS = {"Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Div",
+OPERATORS = {"Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Div", "Exp",
              "Expand", "Flatten", "Gather", "Gemm", "Identity", "Log", "MatMul", "Mul", "Neg", "Pow", "Reciprocal",
              "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
              "Softmax", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}

@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch", reason="training needs torch; it is in the 
 from calibration.phantom import Phantom  # noqa: E402
 from calibration.scenes import TRAINING_SEED0, training_scene  # noqa: E402
 from distillation.cache import INT8_STEP, CacheSpec, build, make_example, pulse_r2  # noqa: E402
-from distillation.train import Cache, TrainConfig, _augmented, batches, loss_of, train  # noqa: E402
+from distillation.train import Cache, TrainConfig, TrainingError, _augmented, batches, loss_of, train  # noqa: E402
 from edge.clip import normalise_clip  # noqa: E402
 from engines.student import Student, StudentConfig  # noqa: E402
 
 TINY = StudentConfig(window=96, stem_width=4, features=8, series=2, hidden=8, wavelet_levels=3)
-SMALL_RUN = TrainConfig(n_train=8, n_valid=4, epochs=3, batch=4, threads=1, learning_rate=4e-3)
+SMALL_RUN = TrainConfig(n_train=8, n_restraint=4, n_valid=4, epochs=3, batch=4, threads=1, learning_rate=4e-3)
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +91,24 @@ def test_an_interrupted_run_goes_on_where_it_was(first_run, cache_folder, tmp_pa
         torch.testing.assert_close(value, weights(first_run)[name], atol=1e-6, rtol=1e-5)
 
 
+def test_another_run_is_not_continued_by_mistake(first_run, cache_folder):
+    with pytest.raises(TrainingError, match="epochs: began with 3, now 4"):
+        train(replace(SMALL_RUN, epochs=4), cache_folder, first_run, TINY)
+    with pytest.raises(TrainingError, match="positive budget"):
+        train(replace(SMALL_RUN, minutes=0), cache_folder, first_run.parent / "none", TINY)
+
+
+def test_the_cache_knows_the_code_that_made_it(monkeypatch, tmp_path):
+    spec = CacheSpec("training", 1, TRAINING_SEED0, 40, 30.0, 48)
+    before = spec.key()
+    changed = tmp_path / "clip.py"
+    changed.write_text("# other preprocessing")
+    monkeypatch.setattr("distillation.cache.clip.__file__", str(changed))
+    assert spec.key() != before and replace(spec, suite="restraint").key() != spec.key()
+
+
 def test_a_half_rendered_cache_is_rendered_again(tmp_path):
-    spec = CacheSpec(1, TRAINING_SEED0, 40, 30.0, 48)
+    spec = CacheSpec("restraint", 1, TRAINING_SEED0, 40, 30.0, 48)
     folder = build(spec, tmp_path, workers=1)
     truth = (folder / "truth.npz").read_bytes()
     (folder / "spec.json").unlink()
@@ -103,7 +119,7 @@ def test_a_half_rendered_cache_is_rendered_again(tmp_path):
 
 def test_a_clip_in_the_cache_is_what_the_runtime_sees(cache_folder, first_run):
     """Frames lie within half a step of int8 of what edge.clip gives, on the same grid as their truth."""
-    spec = CacheSpec(1, 0, 60, 30.0, 48)
+    spec = CacheSpec("training", 1, 0, 60, 30.0, 48)
     scene = replace(training_scene(TRAINING_SEED0 + 11), kind="face", hr_per_min=120.0, fps=30.0, duration_s=4.0,
                     jitter_ms=0.0, drop_fraction=0.0, codec="raw")
     frames, example = make_example(scene, spec)
@@ -124,8 +140,8 @@ def test_a_pulse_counts_as_seen_when_the_light_holds_it():
 
 def test_augmentation_turns_the_flow_with_the_picture():
     """Flow points where the picture goes: after a flip the x flow of a moving edge has the other sign."""
-    frames = torch.zeros(2, 5, 8, 8)
-    frames[:, 3, 2, 1] = 1.0  # something moves right at row 2, column 1
+    frames = torch.zeros(2, 5, 8, 8, dtype=torch.int8)
+    frames[:, 3, 2, 1] = 100  # something moves right at row 2, column 1
     for seed in range(40):
         out = _augmented(frames, np.random.default_rng(seed))[0]
         (channel, row, column), = (out != 0).nonzero().tolist()
