@@ -19,6 +19,7 @@ CPU = ["onnxruntime>=1.20", "opencv-python-headless>=4.10"]
 JETSON = ["pycuda>=2024.1"]
 
 LAB = [
+    *CPU,
     "torch==2.13.*",
     "onnx>=1.17",
     "onnxscript>=0.5",
@@ -52,7 +53,7 @@ setup(
         include=[f"{name}{tail}" for name in ("edge", "engines", "firmware_bridge", "calibration", "distillation")
                  for tail in ("", ".*")]
     ),
-    package_data={"engines": ["weights/*.onnx", "weights/*.json"], "firmware_bridge": ["PROTOCOL.md"]},
+    package_data={"engines": ["weights/*.onnx", "weights/*.json", "weights/*.jsonl"], "firmware_bridge": ["PROTOCOL.md"]},
     install_requires=RUNTIME,
     extras_require={"cpu": CPU, "jetson": JETSON, "lab": LAB, "test": TEST},
     entry_points={

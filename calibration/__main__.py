@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT.avi")
     sub.add_argument("--kind", default="newborn", help="newborn, face, patch, chest, doll, empty_cot, object, noise, black")
     sub.add_argument("--seed", type=int, default=1)
-    sub.add_argument("--hr", type=float, default=150.0, metavar="PER_MIN")
-    sub.add_argument("--rr", type=float, default=50.0, metavar="PER_MIN")
+    sub.add_argument("--hr", type=_rate, default=150.0, metavar="PER_MIN", help="or none (default 150)")
+    sub.add_argument("--rr", type=_rate, default=50.0, metavar="PER_MIN", help="or none (default 50)")
     sub.add_argument("--seconds", type=float, default=40.0)
     sub.add_argument("--size", default="640x480", metavar="WxH")
     sub.add_argument("--fps", type=float, default=30.0)
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "physvlm", help="rendered clips")
     for name, kind in (("n-train", int), ("n-restraint", int), ("n-valid", int), ("epochs", int),
                        ("minutes", float), ("batch", int), ("learning-rate", float), ("seed", int),
-                       ("threads", int), ("device", str)):
+                       ("threads", int), ("device", str), ("start", str)):
         sub.add_argument(f"--{name}", type=kind)
 
     sub = command("export", _export, "a training run -> ONNX weights and sidecar")
@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", default="", help="weights folder other than the shipped one")
     sub.add_argument("--json", type=Path, metavar="OUT")
     return parser
+
+
+def _rate(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -121,25 +125,33 @@ def _export(args: argparse.Namespace) -> int:
     from edge.pipeline import normalisation
     from engines.export import ExportError, export
 
-    measured = json.loads(args.measured.read_text())["suites"] if args.measured else {}
     try:
+        measured = json.loads(args.measured.read_text()) if args.measured else None
         print(export(args.run, args.out, normalisation(), measured))
-    except (OSError, ExportError) as e:
+    except (OSError, json.JSONDecodeError, ExportError) as e:
         print(f"physvlm-lab export: {e}", file=sys.stderr)
-        return USAGE if isinstance(e, OSError) else 1
+        return 1 if isinstance(e, ExportError) else USAGE
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from calibration.evaluate import SUITES, evaluate
     from calibration.scenes import PULSE_FREE
+    from engines.sidecar import SidecarError
 
     suites = {"all": list(SUITES), "pulse-free": list(PULSE_FREE)}.get(args.suite, [args.suite])
     if unknown := set(suites) - set(SUITES):
         print(f"physvlm-lab evaluate: unknown suite {unknown.pop()!r}; choose all, pulse-free, {', '.join(SUITES)}",
               file=sys.stderr)
         return USAGE
-    return evaluate(suites, args.n, args.roi, args.workers, args.json, args.weights)
+    if args.n < 1 or args.workers < 1:
+        print(f"physvlm-lab evaluate: --n {args.n} --workers {args.workers}: expected at least 1", file=sys.stderr)
+        return USAGE
+    try:
+        return evaluate(suites, args.n, args.roi, args.workers, args.json, args.weights)
+    except SidecarError as e:
+        print(f"physvlm-lab evaluate: {e}", file=sys.stderr)
+        return USAGE
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ it knows nothing but the serial bytes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import subprocess
@@ -35,13 +36,15 @@ OUT = Path("out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: readings were made; 1: no number was ever shown; 2: the clip or the port cannot be used."""
+    """0 done; 1 the chain failed, or showed no number for the rendered newborn; 2 the clip or the port cannot be used."""
     parser = argparse.ArgumentParser(prog="make run", description=__doc__)
     parser.add_argument("--video", help="your own video instead of a rendered newborn")
     parser.add_argument("--seconds", type=float, default=45.0, help="length of the rendered clip (default 45)")
     parser.add_argument("--profile", default="neonate", choices=("neonate", "adult"))
     parser.add_argument("--roi", default="auto")
     args = parser.parse_args(argv)
+    if args.seconds < 1:
+        parser.error(f"--seconds {args.seconds:g}: expected at least 1")
     # the display owns this terminal; the appliance's log goes to a file
     OUT.mkdir(exist_ok=True)
     logging.basicConfig(filename=OUT / "run.log", level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -53,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeFault as e:
         print(f"make run: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _rendered(seconds: float) -> tuple[Path, Truth]:
@@ -85,11 +90,14 @@ def _run(args: argparse.Namespace) -> int:
             config = replace(config, vitals=replace(config.vitals, profile=args.profile))
             engine, product = make_engine(config)
             Live(config, engine, product, on_hop=hops.append).run()
-            display.wait(timeout=10)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                display.wait(timeout=10)
         finally:
             if display.poll() is None:
                 display.terminate()
                 display.wait(timeout=5)
+        if display.returncode != 0 or not summary.exists():
+            raise RuntimeFault(f"the display ended by itself (exit {display.returncode}): what was on the glass is unknown")
     draw(hops, OUT / "run.png", PROFILES[args.profile], truth)
     return _summarise(hops, summary, truth)
 
@@ -103,9 +111,9 @@ def _await(port: Path, display: subprocess.Popen[bytes]) -> None:
 
 
 def _summarise(hops: Sequence[Hop], summary: Path, truth: Truth | None) -> int:
-    shown = json.loads(summary.read_text()) if summary.exists() else {}
-    print(f"\n{len(hops)} readings; on the glass: PR {100 * shown.get('pr_shown_fraction', 0):.0f} % and "
-          f"RR {100 * shown.get('rr_shown_fraction', 0):.0f} % of the time")
+    shown = json.loads(summary.read_text())
+    print(f"\n{len(hops)} readings; on the glass: PR {100 * shown['pr_shown_fraction']:.0f} % and "
+          f"RR {100 * shown['rr_shown_fraction']:.0f} % of the time")
     any_number = False
     for name, label, true_rate in (("hr", "PR", truth.hr if truth else None), ("rr", "RR", truth.rr if truth else None)):
         pairs = [((h.reading.t_ns - hops[0].reading.t_ns) / 1e9 + 1, getattr(h.reading, name)) for h in hops]
@@ -120,7 +128,7 @@ def _summarise(hops: Sequence[Hop], summary: Path, truth: Truth | None) -> int:
         print(line)
     print(f"picture: {OUT / 'run.png'}   bytes: {OUT / 'wire.bin'} (physvlm dump {OUT / 'wire.bin'})   "
           f"log: {OUT / 'run.log'}")
-    return 0 if any_number else 1
+    return 0 if any_number or truth is None else 1
 
 
 def _average(rate: Callable[[float], float], t_s: float, span_s: float) -> float:

@@ -22,6 +22,7 @@ from edge.config import CameraConfig, Config, VitalsConfig, parse_roi
 from edge.pipeline import Pipeline
 from edge.runtime import make_engine
 from edge.vitals import PROFILES
+from engines.sidecar import DEFAULT_WEIGHTS, load
 
 HR_NEAR_PER_MIN, RR_NEAR_PER_MIN = 5.0, 5.0
 """A shown number further than this from the truth over its own averaging time is wrong."""
@@ -60,8 +61,7 @@ def score_scene(suite: str, scene: Scene, roi: str, profile: str = "neonate", we
     cv2.setNumThreads(1)
     phantom = Phantom(scene)
     config = Config(camera=CameraConfig(roi=parse_roi(roi)), vitals=VitalsConfig(profile=profile))
-    if weights:
-        config = replace(config, model=replace(config.model, weights=weights))
+    config = replace(config, model=replace(config.model, weights=weights))
     engine, _ = make_engine(config)
     pipeline = Pipeline(engine, PROFILES[profile], scene.width, scene.height, None, roi == "auto")
     errors: dict[str, list[float]] = {"hr": [], "rr": []}
@@ -112,7 +112,11 @@ def _job(job: tuple[str, int, str, str]) -> Shown:
 
 
 def evaluate(suites: list[str], n: int, roi: str, workers: int, out: Path | None, weights: str = "") -> int:
-    """Score n clips of each suite, print a table, write JSON; 1 when a limit of LIMITS is broken."""
+    """Score n clips of each suite, print a table, write JSON; 1 when a limit of LIMITS is broken.
+
+    Raises SidecarError for weights that cannot be used, before anything is rendered.
+    """
+    _, sidecar = load(Path(weights) / DEFAULT_WEIGHTS.name if weights else DEFAULT_WEIGHTS)
     jobs = [(suite, i, roi, weights) for suite in suites for i in range(n)]
     start, clips = time.monotonic(), []
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -131,8 +135,8 @@ def evaluate(suites: list[str], n: int, roi: str, workers: int, out: Path | None
         print(f"{suite:<14} {row['clips']:>5} {row['readings']:>6} | {_cells(row, 'hr')} | {_cells(row, 'rr')} | "
               f"{'; '.join(faults) or 'kept'}")
     if out is not None:
-        out.write_text(json.dumps({"suites": table, "clips": [asdict(c) for c in sorted(
-            clips, key=lambda c: (c.suite, c.seed))]}, indent=1))
+        rows = [asdict(c) for c in sorted(clips, key=lambda c: (c.suite, c.seed))]
+        out.write_text(json.dumps({"weights": sidecar["files"], "roi": roi, "suites": table, "clips": rows}, indent=1))
     return 1 if broken else 0
 
 
@@ -150,8 +154,11 @@ LIMITS = {"newborn": (
     ("HR shown < 70 %", lambda r: r["hr_shown"] >= 0.70),
     ("RR within 5 in < 90 % of shown", lambda r: (r["rr_near"] or 0) >= 0.90),
     ("RR shown < 60 %", lambda r: r["rr_shown"] >= 0.60),
+    ("first HR after 10 s in more than half of the clips", lambda r: (r["hr_first_median_s"] or 99) <= 10),
+    ("first RR after 20 s in more than half of the clips", lambda r: (r["rr_first_median_s"] or 99) <= 20),
 )}
 PULSE_FREE_LIMITS = (("HR shown > 1 %", lambda r: r["hr_shown"] <= 0.01),
                      ("RR shown > 1 %", lambda r: r["rr_shown"] <= 0.01))
 """What each suite must keep; moving_object may look like breathing and is held to the pulse alone."""
 LIMITS["moving_object"] = PULSE_FREE_LIMITS[:1]
+LIMITS["drift"] = LIMITS["vibration"] = (("HR shown", lambda r: r["hr_shown"] == 0), ("RR shown", lambda r: r["rr_shown"] == 0))

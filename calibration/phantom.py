@@ -5,7 +5,7 @@ one under a power law, so no gamma is needed (a change of a in light is a / 2.2 
 the body's layers, each a texture minus its pulse map times the pulse, warped by posture, breathing and sway; then lamp,
 camera shake, sensor noise, 8 bits and the codec.
 
-`sample_scene` draws a scene from a seed, `Phantom` renders it. numpy and OpenCV only (PyAV for H.264).
+calibration/scenes.py draws scenes from seeds, `Phantom` renders one. numpy and OpenCV only (PyAV for H.264).
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ class Scene:
         if min(self.width, self.height) < 16 or not (self.fps > 0 and self.duration_s * self.fps >= 1):
             raise ValueError(f"scene of {self.width}x{self.height} px, {self.duration_s} s at {self.fps} /s holds no clip; "
                              "expected at least 16x16 px and one frame")
+        if self.codec.startswith("h264") and (self.width % 2 or self.height % 2):
+            raise ValueError(f"scene of {self.width}x{self.height} px in H.264: expected even sides")
+        for name in ("hr_per_min", "rr_per_min"):
+            rate = getattr(self, name)
+            if rate is not None and not 1 <= rate <= 400:
+                raise ValueError(f"scene {name} {rate}: expected 1-400 /min, or none for no such rhythm")
 
     @property
     def has_pulse(self) -> bool:
@@ -111,8 +117,9 @@ class Phantom:
         self.scene = scene
         rng = np.random.default_rng(scene.seed)
         margin_s = scene.duration_s + 1.0
-        breath_source = breathing(rng, scene.rr_per_min or 40.0, margin_s)
-        pulse_source = heartbeat(rng, scene.hr_per_min or 140.0, margin_s, breath_source)
+        # made in any case, so that a scene without a rhythm draws the same picture as one with it
+        breath_source = breathing(rng, 40.0 if scene.rr_per_min is None else scene.rr_per_min, margin_s)
+        pulse_source = heartbeat(rng, 140.0 if scene.hr_per_min is None else scene.hr_per_min, margin_s, breath_source)
         self.breath: Rhythm | None = breath_source if scene.has_breathing else None
         self.pulse: Rhythm | None = pulse_source if scene.has_pulse else None
         self._rng = rng
@@ -348,7 +355,7 @@ def _torso_layer(rng: np.random.Generator, scene: Scene, alpha: F32, pivot: tupl
         layer = Layer(base, None, None, pivot, 1.0, False)
     if not scene.has_breathing:
         return layer
-    # a rising chest turns its flanks towards or away from the lamp; 3-30 x the relative displacement
+    # a rising chest turns its flanks towards or away from the lamp; 0.3-3 x the relative displacement
     shading = _blotches(rng, scene.height, scene.width, 3) * scene.breath_frac * rng.uniform(0.3, 3.0)
     change = layer.base[..., :3] * shading[..., None]
     return replace(layer, breath=np.concatenate([change, np.zeros_like(change[..., :1])], axis=2).astype(np.float32))

@@ -48,9 +48,13 @@ class CacheSpec:
     def key(self) -> str:
         """Folder name: changes with the request and with the code that renders and normalises."""
         made_by = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for module in (phantom, rhythms, scenes, clip):
-            made_by.update(Path(module.__file__ or "").read_bytes())
+        for file in (phantom.__file__, rhythms.__file__, scenes.__file__, clip.__file__, __file__):
+            made_by.update(Path(file or "").read_bytes())
         return f"{self.suite}-{self.seed0}-{self.n}-{made_by.hexdigest()[:12]}"
+
+
+BREATH_OVER_MOTION = 1.0
+"""A chest's edge moves by about half of breath_frac; other motion above this share of breath_frac hides the breath."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +108,25 @@ def make_example(scene: Scene, spec: CacheSpec) -> tuple[NDArray[np.int8], Examp
         light = np.einsum("nchw,hw->nc", seen_clip.frames[:, :3], weights / max(float(weights.sum()), 1e-6))
         r2 = pulse_r2(light, pulse, spec.fs_hz, float(hr.mean()) / 60)
         seen = 1 if r2 > PULSE_SEEN_R2 else 0 if r2 < PULSE_LOST_R2 else -1
-    # a head that nods a little, and a thing that rocks slowly, are neither breathing for sure nor surely not
-    slow_rock = 0 < scene.sway_hz <= 2.2
-    breath = 1 if body.breath and body.shows_chest else -1 if body.breath or slow_rock else 0
     frames = np.zeros((spec.n_samples, CHANNELS, spec.size, spec.size), np.int8)
     frames[:n] = np.rint(seen_clip.frames / INT8_STEP).astype(np.int8)
 
     def padded(x: NDArray) -> NDArray[np.float32]:
         return np.pad(x, (0, pad)).astype(np.float32)
 
-    return frames, Example(padded(pulse), padded(resp), padded(hr), padded(rr), np.pad(seen_clip.valid, (0, pad)), seen, breath)
+    return frames, Example(padded(pulse), padded(resp), padded(hr), padded(rr), np.pad(seen_clip.valid, (0, pad)), seen,
+                           _breath_presence(scene, body))
+
+
+def _breath_presence(scene: Scene, body: Phantom) -> int:
+    """As for the pulse. A head that nods a little, a breath smaller than the posture's own motion, and a thing that
+    rocks slowly are neither breathing for sure nor surely not."""
+    slow_rock = 0 < scene.sway_hz <= 2.2
+    if body.breath is None:
+        return -1 if slow_rock else 0
+    other = max(scene.motion_frac, scene.shake_frac, scene.sway_frac if scene.sway_hz else 0.0)
+    hidden = other > BREATH_OVER_MOTION * scene.breath_frac
+    return 1 if body.shows_chest and not hidden else -1
 
 
 def _work(job: tuple[int, CacheSpec, str]) -> tuple[int, Example]:

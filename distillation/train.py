@@ -27,7 +27,10 @@ LAG_PULSE, LAG_RESP = 6, 10
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """n_train, n_valid: rendered clips. minutes: stop after the epoch that passes this budget."""
+    """n_train, n_restraint, n_valid: rendered clips. minutes: stop after the epoch that passes this budget.
+
+    start: checkpoint whose weights to begin from; empty = from scratch.
+    """
 
     n_train: int = 1400
     n_restraint: int = 500
@@ -39,6 +42,7 @@ class TrainConfig:
     seed: int = 1
     threads: int = 2
     device: str = "cpu"
+    start: str = ""
 
 
 class TrainingError(ValueError):
@@ -174,6 +178,8 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
     caches = [Cache(*training), Cache(cache("training", config.n_valid, VALIDATION_SEED0))]
     student = Student(student_config).to(config.device)
     student.stem.to(memory_format=torch.channels_last)
+    if config.start:
+        student.load_state_dict(torch.load(config.start, map_location=config.device, weights_only=True)["student"])
     optimiser = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=1e-3)
     steps = config.epochs * -(-len(caches[0]) // config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps + 1,
@@ -190,13 +196,15 @@ def train(config: TrainConfig, cache_folder: Path, out: Path, student_config: St
         epoch = saved["epoch"]
     if config.minutes <= 0 and epoch == 0:
         raise TrainingError(f"minutes = {config.minutes}: not even one epoch; give a positive budget")
+    # the log's minutes count all of the run, also what came before a resumption
+    spent = json.loads(log.read_text().splitlines()[-1])["minutes"] if epoch and log.exists() else 0.0
     started = time.monotonic()
     while epoch < config.epochs and time.monotonic() - started < config.minutes * 60:
         rng = np.random.default_rng((config.seed, epoch))
         line = _one_epoch(student, caches[0], config, rng, optimiser, schedule, epoch)
         line |= validate(student, caches[1], config, rng)
         epoch += 1
-        line |= {"epoch": epoch, "minutes": round((time.monotonic() - started) / 60, 1)}
+        line |= {"epoch": epoch, "minutes": round(spent + (time.monotonic() - started) / 60, 1)}
         with log.open("a") as sink:
             sink.write(json.dumps({k: round(v, 4) for k, v in line.items()}) + "\n")
         partial = checkpoint.with_suffix(".partial")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge.runtime import Record
 
-OK, FAULT, USAGE = 0, 1, 2
+OK, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except KeyboardInterrupt:
-        return OK
+        return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        # who reads our results has enough of them; the interpreter must not complain about it on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 
 
@@ -37,11 +39,11 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="camera to display, until stopped")
     replay = commands.add_parser("replay", help="a recorded video through the same chain, as fast as it goes")
-    from edge.config import add_flags
+    from edge.config import KEYS, add_flags
 
     for sub in (run, replay):
         sub.add_argument("--config", metavar="TOML", help="configuration file; flags win over it")
-    add_flags(run)
+    add_flags(run, *(key for key in KEYS if key != "camera.realtime"))
     replay.add_argument("video", metavar="VIDEO")
     replay.add_argument("--json", metavar="OUT", help="write readings, summary and timing here (- for stdout)")
     replay.add_argument("--plot", metavar="PNG", help="draw waveforms, scalograms and what was shown")
@@ -112,7 +114,8 @@ def _replay(args: argparse.Namespace) -> int:
     from firmware_bridge.port import LinkError
 
     try:
-        config = load_config(args.config, flag_overrides(args))
+        # a replay runs faster than time, which a live display would refuse: its bytes go to --wire alone
+        config = load_config(args.config, {**flag_overrides(args), "serial.port": ""})
         _log_to_stderr(config.log.level)
         for flag, out in (("--json", args.json), ("--plot", args.plot)):
             if out and out != "-" and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):

@@ -103,7 +103,7 @@ def _draw_last_window(canvas: Image, hop: Hop, profile: Profile) -> None:
         panel = _Panel(canvas, x, 270, 550, 260, (seconds[0], 0.0), band)
         _draw_scalogram(panel, wave, samples, band)
         rate = track.rate_hz if track else None
-        panel.frame(f"{name} scalogram, ridge in white: {'none' if rate is None else f'{60 * rate:.1f} /min'}", ticks, "/min")
+        panel.frame(f"{name} scalogram, ridge (ungated): {'none' if rate is None else f'{60 * rate:.1f} /min'}", ticks, "/min")
         if track is not None:
             _draw_ridge(panel, track, band)
 

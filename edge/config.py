@@ -81,7 +81,8 @@ class CameraConfig:
     """Where the pictures come from, and which part of them is looked at."""
 
     source: str = _key("usb:0", "usb:N, usb:/dev/..., file:PATH or just the path of a video", _text, "--source")
-    realtime: bool = _key(False, "play a file at its own pace instead of as fast as it goes", _switch, "--realtime")
+    realtime: bool = _key(False, "replay at the video's own pace, as run always does, not as fast as it goes",
+                          _switch, "--realtime")
     roi: Roi = _key("auto", "full = the whole picture, auto = find and follow the rhythm, X,Y,W,H = this region, in px",
                     parse_roi, "--roi")
 
@@ -141,7 +142,7 @@ class Config:
 _SECTIONS: dict[str, type] = {
     "camera": CameraConfig, "model": ModelConfig, "vitals": VitalsConfig, "serial": SerialConfig, "log": LogConfig,
 }
-_KEYS: dict[str, Field[Any]] = {
+KEYS: dict[str, Field[Any]] = {
     f"{section}.{key.name}": key for section, kind in _SECTIONS.items() for key in fields(kind)
 }
 
@@ -156,15 +157,15 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, object] 
     if path is not None:
         given.update({name: (value, f"{path}: {name}") for name, value in _read(Path(path)).items()})
     for name, value in (overrides or {}).items():
-        if name not in _KEYS:
+        if name not in KEYS:
             raise ConfigError(f"unknown key {name!r}{_nearest(name)}")
         if value is not None:
-            given[name] = (value, _KEYS[name].metadata["flag"] or name)
+            given[name] = (value, KEYS[name].metadata["flag"] or name)
     kept: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
     for name, (value, where) in given.items():
         section, key = name.split(".")
         try:
-            kept[section][key] = _KEYS[name].metadata["check"](value)
+            kept[section][key] = KEYS[name].metadata["check"](value)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     return Config(**{section: kind(**kept[section]) for section, kind in _SECTIONS.items()})
@@ -189,7 +190,7 @@ def _read(path: Path) -> dict[str, object]:
                               + ", ".join(f"[{known}]" for known in _SECTIONS))
         for key, value in table.items():
             name = f"{section}.{key}"
-            if name not in _KEYS:
+            if name not in KEYS:
                 raise ConfigError(f"{path}: unknown key {key!r} in [{section}]{_nearest(name)}")
             found[name] = value
     return found
@@ -197,16 +198,16 @@ def _read(path: Path) -> dict[str, object]:
 
 def _nearest(name: str) -> str:
     """The end of a message about an unknown key: the known one most like it, or all of them."""
-    sections = {known.split(".")[1]: known.split(".")[0] for known in _KEYS}
+    sections = {known.split(".")[1]: known.split(".")[0] for known in KEYS}
     for key in difflib.get_close_matches(name.rpartition(".")[2], sections, n=1):
         return f"; did you mean {key!r} in [{sections[key]}]?"
-    return f"; known keys: {', '.join(_KEYS)}"
+    return f"; known keys: {', '.join(KEYS)}"
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the flags of these keys (all that have one, where none is named) to a parser; a flag not given stays None."""
-    for name in names or _KEYS:
-        meta = _KEYS[name].metadata
+    for name in names or KEYS:
+        meta = KEYS[name].metadata
         if not meta["flag"]:
             continue
         doc = meta["doc"].replace("%", "%%")
@@ -220,7 +221,7 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def flag_overrides(namespace: argparse.Namespace) -> dict[str, object]:
     """What `add_flags` read from the command line, as `load_config` takes it."""
-    return {name: value for name, value in vars(namespace).items() if name in _KEYS}
+    return {name: value for name, value in vars(namespace).items() if name in KEYS}
 
 
 def default_toml() -> str:

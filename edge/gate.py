@@ -33,8 +33,9 @@ MIN_BEATS_PER_BREATH = 1.2
 
 # World trouble, worst first: the first that holds is the reason. FAULT and BLOCK show no number, DOUBT one with ?.
 FAULT = {Reason.NO_CAMERA: State.FAULT, Reason.MODEL_FAULT: State.FAULT, Reason.FRAMES_STALLED: State.STALE}
-BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK)  # aliasing; nobody there; noise above the pulse
-DOUBT = (Reason.OVEREXPOSED, Reason.CAMERA_SHAKE, Reason.MOTION, Reason.GAP)  # the wave's own quality decides
+# aliasing; nobody there; noise above the pulse; what beats moves instead of changing colour; the lamp breathes
+BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK, Reason.MOTION, Reason.LIGHT_FLICKER)
+DOUBT = (Reason.OVEREXPOSED, Reason.CAMERA_SHAKE, Reason.GAP)  # the wave's own quality decides
 
 NOTHING_FOUND: Refusal = (State.INVALID, Reason.LOW_SIGNAL)
 
@@ -79,10 +80,11 @@ class Gate:
         self._end_ns: int | None = None
 
     def update(self, estimate: Estimate, waveform: Waveform, conditions: Collection[Reason], now_ns: int,
-               hr_conditions: Collection[Reason] = frozenset()) -> Reading:
+               hr_conditions: Collection[Reason] = frozenset(),
+               rr_conditions: Collection[Reason] = frozenset()) -> Reading:
         """The reading for the newest estimate and its waveform. Giving the same pair again only ages it.
 
-        conditions: world and signal trouble seen upstream, hr_conditions what troubles the pulse alone.
+        conditions: world and signal trouble seen upstream, hr_conditions and rr_conditions what troubles one alone.
         now_ns: same clock as the waveform's t_end_ns.
         """
         end_ns = waveform.t_end_ns
@@ -109,7 +111,7 @@ class Gate:
             return vital.offer(rate, quality, end_ns, age_s, doubt)
 
         return Reading(judged(self._hr, estimate.hr_per_min, estimate.hr_quality, {*conditions, *hr_conditions}),
-                       judged(self._rr, estimate.rr_per_min, estimate.rr_quality, conditions), end_ns)
+                       judged(self._rr, estimate.rr_per_min, estimate.rr_quality, {*conditions, *rr_conditions}), end_ns)
 
     def no_estimate(self, now_ns: int, conditions: Collection[Reason]) -> Reading:
         """The reading while no waveform comes: never a number. Before the first, without trouble, it is STARTING."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edge import clip
 from edge.clip import ClipBuilder, Region
 from edge.gate import Gate
+from edge.motion import lamp_swells, rhythm_moves
 from edge.records import Estimate, Frame, Reading, Reason, Waveform
 from edge.region import RegionSearch
 from edge.vitals import Profile, estimate
@@ -46,6 +47,10 @@ LONG_HOLE_S = 20.0
 """A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
 
 
+USUAL_STEP = 0.9
+"""Nine steps in ten must be this short: a mean or median would hide long steps among short ones."""
+
+
 class Engine(Protocol):
     """What runs the student: engines.onnxruntime_backend and, on the Jetson, engines.tensorrt_backend."""
 
@@ -62,8 +67,8 @@ class ModelMismatch(RuntimeError):
 def normalisation() -> dict[str, float]:
     """The preprocessing's constants, as the sidecar carries them."""
     return {name.lower(): float(getattr(clip, name)) for name in (
-        "CHANNELS", "GAP_S", "LOG_OFFSET_COUNTS", "MEAN_TAU_S", "LIGHT_SCALE", "LIGHT_CLIP", "FLOW_SCALE", "FLOW_CLIP",
-        "FLOW_FLOOR")}
+        "CHANNELS", "GAP_S", "NEW_SEGMENT_S", "LOG_OFFSET_COUNTS", "MEAN_TAU_S", "LIGHT_SCALE", "LIGHT_CLIP", "FLOW_SCALE",
+        "FLOW_CLIP", "FLOW_FLOOR")}
 
 
 def check_normalisation(spec: ModelSpec) -> None:
@@ -142,6 +147,15 @@ class View:
         return Waveform(waves[0], breath, self._mask > 0, float(presence[0]), float(presence[1]),
                         attention.reshape(2, side, side), spec.fs_hz, chunk[-1][2])
 
+    def imitated(self, found: Estimate) -> tuple[frozenset[Reason], frozenset[Reason]]:
+        """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells."""
+        pulse, breath, fs_hz = set(), set(), self._engine.spec.fs_hz
+        if found.hr_per_min is not None and rhythm_moves(self._features, self._mask, found.hr_per_min / 60, fs_hz):
+            pulse.add(Reason.MOTION)
+        if found.rr_per_min is not None and lamp_swells(self._features, self._mask, found.rr_per_min / 60, fs_hz):
+            breath.add(Reason.LIGHT_FLICKER)
+        return frozenset(pulse), frozenset(breath)
+
     @property
     def seen_s(self) -> float:
         """Seconds of valid samples in the window."""
@@ -176,7 +190,7 @@ class Pipeline:
         self._candidate: View | None = None
         self._candidate_estimate: Estimate | None = None
         self._watch = _Watch(profile)
-        self._last: tuple[Estimate, Waveform, frozenset[Reason], frozenset[Reason]] | None = None
+        self._last: tuple[Estimate, Waveform, frozenset[Reason], frozenset[Reason], frozenset[Reason]] | None = None
         self._now_ns = 0
 
     def push(self, frame: Frame, now_ns: int) -> list[Hop]:
@@ -193,10 +207,12 @@ class Pipeline:
             with self.stages.timed("vitals"):
                 found = estimate(wave, self._profile)
                 both, pulse_only = self._watch.conditions(wave)
-                self._last = (found, wave, both, pulse_only)
+                moved, swelled = self._shown.imitated(found)
+                pulse_only |= moved
+                self._last = (found, wave, both, pulse_only, swelled)
                 reading = self._gate.update(found, wave, both, self._later(max(now_ns, wave.t_end_ns)),
-                                            hr_conditions=pulse_only)
-                hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only))
+                                            hr_conditions=pulse_only, rr_conditions=swelled)
+                hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only | swelled))
                 if self._search is not None:
                     self._move(self._search, wave, found)
         return hops
@@ -206,8 +222,8 @@ class Pipeline:
         now_ns = self._later(now_ns)
         if self._last is None:
             return self._gate.no_estimate(now_ns, trouble)
-        found, wave, both, pulse_only = self._last
-        return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only)
+        found, wave, both, pulse_only, breath_only = self._last
+        return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only, rr_conditions=breath_only)
 
     def _later(self, now_ns: int) -> int:
         """now_ns, but never before a time already told: a driver may stamp a frame some ms after the moment of its grab."""
@@ -242,14 +258,17 @@ class _Watch:
         self._pulse_fps = PULSE_FPS_PER_BAND * profile.hr_band_per_min[1] / 60
         self._breath_fps = BREATH_FPS_PER_BAND * profile.rr_band_per_min[1] / 60
         self._times_ns: list[int] = []
+        self._newest_ns = 0
         self._level = 0.0
         self._last: F32 | None = None
         self._changed_ns: int | None = None
 
     def see(self, t_ns: int, means: F32) -> None:
-        self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
+        self._newest_ns = t_ns
+        # a repeated picture is no new sample, whatever its time says: a rhythm folds at the rate of new pictures
         if self._last is None or self._changed_ns is None or not np.array_equal(means, self._last):
             self._last, self._changed_ns = means, t_ns
+            self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
         self._level = float(np.median(means))
 
     def conditions(self, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
@@ -259,9 +278,9 @@ class _Watch:
             both.add(Reason.TOO_DARK)
         elif self._level > BRIGHT_COUNTS:
             both.add(Reason.OVEREXPOSED)
-        if self._changed_ns is not None and self._times_ns[-1] - self._changed_ns > STILL_S * 1e9:
+        if self._changed_ns is not None and self._newest_ns - self._changed_ns > STILL_S * 1e9:
             both.add(Reason.FRAMES_STALLED)
-        fps = 1e9 / float(np.median(np.diff(self._times_ns))) if len(self._times_ns) > 8 else np.inf
+        fps = 1e9 / float(np.quantile(np.diff(self._times_ns), USUAL_STEP)) if len(self._times_ns) > 8 else np.inf
         if fps < self._breath_fps:
             both.add(Reason.LOW_FPS)
         elif fps < self._pulse_fps:

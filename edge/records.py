@@ -57,6 +57,7 @@ class Reason(IntEnum):
     GAP = 12
     MODEL_FAULT = 13
     CAMERA_SHAKE = 14
+    LIGHT_FLICKER = 15
 
 
 @dataclass(frozen=True)

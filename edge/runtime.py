@@ -62,7 +62,8 @@ ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
 TECH = {Reason.NO_CAMERA: Tech.NO_CAMERA, Reason.FRAMES_STALLED: Tech.FRAMES_STALLED, Reason.TOO_DARK: Tech.TOO_DARK,
         Reason.OVEREXPOSED: Tech.OVEREXPOSED, Reason.MOTION: Tech.MOTION, Reason.SUBJECT_LOST: Tech.SUBJECT_LOST,
         Reason.LOW_SIGNAL: Tech.LOW_SIGNAL, Reason.UNSTABLE: Tech.LOW_SIGNAL, Reason.LOW_FPS: Tech.LOW_FPS,
-        Reason.GAP: Tech.FRAMES_STALLED, Reason.MODEL_FAULT: Tech.MODEL_FAULT, Reason.CAMERA_SHAKE: Tech.MOTION}
+        Reason.GAP: Tech.FRAMES_STALLED, Reason.MODEL_FAULT: Tech.MODEL_FAULT, Reason.CAMERA_SHAKE: Tech.MOTION,
+        Reason.LIGHT_FLICKER: Tech.LIGHT_FLICKER}
 
 
 class RuntimeFault(RuntimeError):
@@ -88,7 +89,7 @@ def make_pipeline(engine: Engine, camera: Camera, config: Config) -> Pipeline:
 
 
 def make_transmitter(config: Config, clock_ns: Callable[[], int], product: str, demo: bool) -> Transmitter:
-    """The voice towards the display and the wire file; it may have no outlet at all."""
+    """The voice towards the display and the wire file; it may have no outlet at all. product: cut to 16 characters."""
     outlets: list[Outlet] = []
     if config.serial.port:
         outlets.append(Link(config.serial.port, config.serial.baud, config.serial.stop_bits))
@@ -240,13 +241,16 @@ def _peak_rss_kb() -> int:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+    path = path.resolve()  # a symlink stays one
+    partial = path if path.exists() and not path.is_file() else path.with_name(path.name + ".partial")
     with partial.open("w") as sink:
         json.dump(content, sink, indent=1)
         sink.write("\n")
         sink.flush()
-        os.fsync(sink.fileno())
-    partial.replace(path)
+        with contextlib.suppress(OSError):  # a pipe has nothing to sync
+            os.fsync(sink.fileno())
+    if partial != path:
+        partial.replace(path)
 
 
 class Live:
@@ -348,6 +352,7 @@ class Live:
     def _reopen(self, pipeline: Pipeline, voice: Transmitter) -> Camera | None:
         """Try again with growing pauses, telling the display NO CAMERA meanwhile; None when asked to stop."""
         pipeline.forget()
+        self._traces = Traces()
         attempt = 0
         while not self._stop():
             until_ns = self._clock_ns() + int(REOPEN_S[min(attempt, len(REOPEN_S) - 1)] * 1e9)
@@ -355,8 +360,10 @@ class Live:
                 self._say(pipeline, voice, frozenset({Reason.NO_CAMERA}))
                 time.sleep(min(VITALS_PERIOD_NS, max(0, until_ns - self._clock_ns())) / 1e9)
             attempt += 1
-            with contextlib.suppress(CameraError):
+            try:
                 return self._opener(self._config.camera.source, True)
+            except CameraError as e:
+                log.warning("camera not back yet (attempt %d): %s", attempt, e)
         return None
 
 

@@ -41,10 +41,11 @@ def _write_onnx(module: torch.nn.Module, args: tuple[torch.Tensor, ...], path: P
                           dynamic_axes=dynamic, do_constant_folding=True, dynamo=False)
 
 
-def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict[str, Any]) -> Path:
+def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict[str, Any] | None) -> Path:
     """Write stem, head and sidecar of a training run into `out`; returns the sidecar.
 
-    run: the folder that training filled (student.pt, config.json, log.jsonl). measured: figures of an evaluation.
+    run: the folder that training filled (student.pt, config.json, log.jsonl). measured: an evaluation
+    of these very weights, or None before there is one.
     Raises ExportError when ONNX Runtime's answer differs from torch's by more than AGREEMENT.
     """
     settings = json.loads((run / "config.json").read_text())
@@ -65,18 +66,24 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
                 _difference(out / files["head"], student.head, {"features": features, "mask": mask}))
     if worst > AGREEMENT:
         raise ExportError(f"ONNX and torch differ by {worst:.2g}, more than {AGREEMENT}: not exported")
-    last = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][-1]
+    hashes = {"fp32": {part: {"file": name, "sha256": sidecar.sha256(out / name)} for part, name in files.items()}}
+    if measured is not None and measured.get("weights") != hashes:
+        raise ExportError("the evaluation is not of these weights (its hashes differ): evaluate the exported ones, then "
+                          "export again with its JSON")
+    log = (run / "log.jsonl").read_text()
+    (out / "training.jsonl").write_text(log)
+    last = json.loads(log.splitlines()[-1])
     record = {
         "format": sidecar.FORMAT,
-        "model": {"name": "physvlm-student-v1", "fs_hz": config.fs_hz, "window": config.window, "size": config.size,
+        "model": {"name": "physvlm-v1", "fs_hz": config.fs_hz, "window": config.window, "size": config.size,
                   "channels": config.channels, "cells": config.grid**2, "features": config.features,
                   "normalisation": normalisation},
-        "files": {"fp32": {part: {"file": name, "sha256": sidecar.sha256(out / name)} for part, name in files.items()}},
+        "files": hashes,
         "parameters": sum(p.numel() for p in student.parameters()),
         "onnx": {"opset": OPSET, "torch": torch.__version__, "largest_difference_from_torch": float(f"{worst:.2g}")},
         "training": {"config": settings["train"], "student": settings["student"], "log_end": last,
                      "python": platform.python_version(), "machine": platform.machine()},
-        "measured": measured,
+        "measured": {} if measured is None else {"roi": measured.get("roi"), **measured["suites"]},
     }
     target = out / "student.json"
     sidecar.write(target, record)

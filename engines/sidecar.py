@@ -22,7 +22,8 @@ class SidecarError(ValueError):
 class ModelSpec:
     """Shapes and meaning of the student's arrays.
 
-    stem: float32 (n, channels, size, size) -> (n, cells, features). head: features (1, window, cells, features) and mask
+    stem: float32 (n, channels, size, size) -> (n, cells, features), of which the first
+    `channels` are plain cell means. head: features (1, window, cells, features) and mask
     (1, window) -> waves (1, 2, window), presence logits (1, 2), attention (1, 2, cells); index 0 pulse, 1 breathing.
     normalisation: the constants that the preprocessing had in training; the runtime compares them with its own.
     """

@@ -26,9 +26,8 @@ DRIFT_SAMPLES = {"pulse": 41, "resp": 181}
 """Length of the Hann average that is taken off each task's series: at 30 Hz it halves 0.73 and 0.17 Hz.
 Light and posture drift hold ten times the power of a pulse; left in, they own every normalisation that follows."""
 
-TILT = 0.6
-"""Spectra are weighted by frequency to this power (learned from here) before cells are compared: posture and light fall off
-as 1/f. Above the band the weight rolls off, or white noise there would drown a slow rhythm."""
+TILT = {"pulse": 0.5, "resp": 1.0}
+"""Spectra are weighted by frequency to this power before cells are compared: posture and light fall off as 1/f."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,8 @@ class FrequencyAlignedAttention(nn.Module):
     def __init__(self, config: StudentConfig, task: str, freqs_hz: Tensor) -> None:
         super().__init__()
         low, high = BAND_HZ[task]
-        edges = torch.sigmoid((freqs_hz - 0.9 * low) / 0.02) * torch.sigmoid((1.25 * high - freqs_hz) / (0.06 * high))
-        self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("log_freq", torch.log(freqs_hz / high).clamp(max=0), persistent=False)
-        self.tilt = nn.Parameter(torch.tensor(TILT))
+        weight = (freqs_hz / high) ** TILT[task] * torch.sigmoid((freqs_hz - 0.9 * low) / 0.02)
+        self.register_buffer("weight", torch.cat([weight, weight]), persistent=False)
         inside = torch.sigmoid((freqs_hz - low) / 0.02) * torch.sigmoid((high - freqs_hz) / 0.05)
         self.register_buffer("log_band", torch.log(inside + 1e-6), persistent=False)
         distance = (freqs_hz[:, None] - freqs_hz[None, :]) / (freqs_hz[1] - freqs_hz[0])
@@ -97,8 +94,7 @@ class FrequencyAlignedAttention(nn.Module):
         """series (b, P, K, T), spectra (b, P, K, 2F) -> rhythm, attended and mean series (b, 1 + 2 K, T), attention
         (b, P), selected band (b, F), statistics (b, 5)."""
         b, cells, k, _ = series.shape
-        weight = self.edges * torch.exp(self.tilt * self.log_freq)
-        spectra = spectra * torch.cat([weight, weight])
+        spectra = spectra * self.weight
         energy = (spectra**2).sum((2, 3), keepdim=True)
         gain = 1.0 / torch.sqrt(energy + 0.05 * energy.mean(1, keepdim=True) + 1e-8)
         spectra, series = spectra * gain, series * gain

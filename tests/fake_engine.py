@@ -68,7 +68,8 @@ def picture(still: NDArray[np.float64], t_s: float, hr: float | None, rr: float 
     """`still` with a pulse in green and a breath in red, in the part `where`, and a count of noise as a sensor has."""
     now = still.copy()
     now[where + (1,)] *= 1 - rhythm(t_s, hr)
-    now[where + (2,)] *= 1 + rhythm(t_s, rr)
+    # a chest is a part of the picture: light that swells everywhere would be a lamp
+    now[where + (2,)] *= 1 + rhythm(t_s, rr) * (np.arange(now[where].shape[1]) < 0.6 * now[where].shape[1])
     now += np.random.default_rng(round(t_s * 1e6)).normal(0, 1, (now.shape[0], 1, 3))
     return now.round().clip(0, 255).astype(np.uint8)
 

@@ -307,7 +307,7 @@ def test_the_worst_trouble_is_the_one_named(bed):
 
 
 def test_while_video_fills_the_window_it_is_starting_and_each_vital_has_its_own_time(bed):
-    reading = bed.hop(None, None, valid_s=4.0)
+    reading = bed.hop(None, None, valid_s=3.5)
     assert tells(reading.hr) == tells(reading.rr) == (None, State.SEARCHING, Reason.STARTING)
     reading = bed.hop(None, None, valid_s=7.0)
     assert tells(reading.hr) == (None, State.INVALID, Reason.LOW_SIGNAL)
@@ -315,5 +315,5 @@ def test_while_video_fills_the_window_it_is_starting_and_each_vital_has_its_own_
 
 
 def test_a_rate_missing_because_video_is_missing_is_a_gap(bed):
-    assert tells(bed.hop(None, None, valid_s=9.0, gap=(2.0, 7.0)).hr) == (None, State.INVALID, Reason.GAP)
+    assert tells(bed.hop(None, None, valid_s=8.0, gap=(2.0, 7.0)).hr) == (None, State.INVALID, Reason.GAP)
     assert tells(bed.hop(None, None, gap=(0.0, 1.5)).rr) == (None, State.INVALID, Reason.GAP)

@@ -128,6 +128,21 @@ def test_five_frames_a_second_hold_breathing_but_no_pulse():
     assert hops[-1].reading.rr.value_per_min == pytest.approx(40, abs=2)
 
 
+def test_repeated_pictures_are_no_samples():
+    """A 30 fps file whose picture changes five times a second folds 200 /min to 100: withheld like 5 fps."""
+    pictures = list(frames(at_fps(30, 20), hr=200))
+    repeated = [replace(frame, bgr=pictures[i - i % 6].bgr) for i, frame in enumerate(pictures)]
+    hops = fed(make(), repeated)
+    assert all(hop.reading.hr.value_per_min is None for hop in hops)
+    assert hops[-1].reading.hr.reason == Reason.LOW_FPS
+    assert any(hop.reading.hr.value_per_min for hop in fed(make(), pictures))
+
+
+def test_long_steps_among_short_ones_count():
+    times = np.sort(np.concatenate([np.arange(0, 20, 0.3), np.arange(0.01, 20, 0.3)]))
+    assert all(hop.reading.hr.value_per_min is None for hop in fed(make(), frames(times, hr=200)))
+
+
 def test_three_frames_a_second_hold_nothing():
     hops = fed(make(), frames(at_fps(3.5, 30), hr=70, rr=40))
     assert all(hop.reading.hr.value_per_min is None and hop.reading.rr.value_per_min is None for hop in hops)

@@ -1,0 +1,69 @@
+"""What imitates a rhythm: a rocking thing is no pulse, a swelling lamp no breath (pure).
+
+A pulse changes the light of skin and hardly displaces it; something that rocks at a heart's rate displaces edges, and the
+change of light follows from that. Both are in the stem's first features, the plain cell means of the normalised frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.clip import FLOW_SCALE, LIGHT_SCALE
+
+F32 = NDArray[np.float32]
+
+GREEN, FLOW_X, FLOW_Y = 1, 3, 4
+"""Channels of edge.clip's frames."""
+
+STRONGEST_SHARE = 0.22
+"""The cells that are looked at: those whose light beats most, where a pulse's skin or a rocking edge is."""
+
+FLOW_PER_LIGHT = 8.0
+"""Displacement (cells) per change of log light above which the rhythm moves. Rendered newborns have 1.5-4.5 (flow that
+the pulse itself feigns on flat skin), rocking objects 11-55."""
+
+FLOW_OVER_NOISE = 6.0
+"""The displacement must stand this far above its neighbourhood in frequency: newborns 1.4-4.4, rocking objects above 10."""
+
+NEIGHBOURS = (0.80, 0.88, 1.13, 1.22)
+"""Multiples of the rate at which the neighbourhood is read: past the window's own width at 60 /min, short of harmonics."""
+
+
+UNIFORM = 0.85
+"""Share of a rhythm's change of light that all cells have in common, above which it is the lamp's: lamps have 1.00,
+rendered breathing 0.00-0.23, a real chest 0.35."""
+
+
+def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
+    """Whether the light at rate_hz swells alike everywhere. cells, valid: as for rhythm_moves."""
+    t_s = np.arange(cells.shape[0], dtype=np.float32) / np.float32(fs_hz)
+    taper = np.hanning(cells.shape[0]).astype(np.float32) * valid
+    light = (taper * np.exp(np.complex64(-2j * np.pi * rate_hz) * t_s)) @ cells[:, :, :3].mean(axis=2)
+    whole = float((np.abs(light) ** 2).sum()) * light.size
+    return whole > 0 and float(np.abs(light.sum()) ** 2) > UNIFORM * whole
+
+
+def rhythm_moves(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
+    """Whether the rhythm at rate_hz is displacement rather than light.
+
+    cells: (n, cells, >= 5), channel means of normalised frames, zeros where valid (n,) is 0.
+    """
+    t_s = np.arange(cells.shape[0], dtype=np.float32) / np.float32(fs_hz)
+    taper = np.hanning(cells.shape[0]).astype(np.float32) * valid
+    light_flow = cells[:, :, (GREEN, FLOW_X, FLOW_Y)].reshape(cells.shape[0], -1)
+
+    def amplitude(at_hz: float) -> F32:
+        """(3, cells)"""
+        turn = taper * np.exp(np.complex64(-2j * np.pi * at_hz) * t_s)
+        return np.abs(turn @ light_flow).reshape(-1, 3).T
+
+    def flow(amplitudes: F32) -> float:
+        return float(np.hypot(amplitudes[1], amplitudes[2])[strongest].mean())
+
+    here = amplitude(rate_hz)
+    strongest = np.argsort(-here[0])[:max(1, round(STRONGEST_SHARE * here.shape[1]))]
+    displaced = flow(here)
+    around = sum(flow(amplitude(k * rate_hz)) for k in NEIGHBOURS) / len(NEIGHBOURS)
+    per_light = displaced / FLOW_SCALE / max(float(here[0][strongest].mean()) / LIGHT_SCALE, 1e-9)
+    return per_light > FLOW_PER_LIGHT and displaced > FLOW_OVER_NOISE * max(around, 1e-9)

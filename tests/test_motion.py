@@ -1,0 +1,51 @@
+"""What beats by moving is no pulse, what breathes everywhere alike is the lamp."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from calibration.phantom import Phantom, Scene
+from edge.clip import CHANNELS, normalise_clip
+from edge.motion import lamp_swells, rhythm_moves
+
+OBJECT = Scene(kind="object", seed=5, width=160, height=120, duration_s=12.0, hr_per_min=None, rr_per_min=None,
+               motion_frac=0.0005, drift_amplitude=0.0, noise_counts=1.0)
+NEWBORN = Scene(kind="newborn", seed=3, width=160, height=120, duration_s=12.0, hr_per_min=150.0, rr_per_min=40.0,
+                pulse_amplitude=0.015, motion_frac=0.0005, subject_frac=0.8, noise_counts=1.0)
+
+
+def cells(scene: Scene):
+    clip = normalise_clip(iter(Phantom(scene)), None, 30.0, 48)
+    means = clip.frames.reshape(-1, CHANNELS, 6, 8, 6, 8).mean((3, 5)).reshape(-1, CHANNELS, 36).transpose(0, 2, 1)
+    return means, clip.valid.astype("float32")
+
+
+@pytest.mark.parametrize("sway_hz", [1.5, 2.5, 3.85])
+@pytest.mark.parametrize("sway_frac", [0.005, 0.03])
+def test_a_rocking_thing_moves(sway_hz: float, sway_frac: float) -> None:
+    assert rhythm_moves(*cells(replace(OBJECT, sway_hz=sway_hz, sway_frac=sway_frac)), sway_hz, 30.0)
+
+
+@pytest.mark.parametrize("seed", range(3, 9))
+@pytest.mark.parametrize("hr", [110.0, 200.0])
+def test_a_newborns_pulse_does_not(seed: int, hr: float) -> None:
+    assert not rhythm_moves(*cells(replace(NEWBORN, seed=seed, hr_per_min=hr)), hr / 60, 30.0)
+
+
+def test_nothing_at_all_does_not_move() -> None:
+    means, valid = cells(OBJECT)
+    assert not rhythm_moves(means * 0, valid, 2.0, 30.0) and not rhythm_moves(means, valid * 0, 2.0, 30.0)
+    assert not rhythm_moves(means, valid, 2.0, 30.0)
+
+
+@pytest.mark.parametrize("kind", ["doll", "empty_cot", "newborn"])
+def test_a_lamp_that_swells_is_no_breath(kind: str) -> None:
+    scene = replace(NEWBORN, kind=kind, rr_per_min=None, lamp_hz=0.5, lamp_amplitude=0.02)
+    assert lamp_swells(*cells(scene), 0.5, 30.0)
+
+
+@pytest.mark.parametrize("seed", range(3, 9))
+def test_a_breath_is_not_the_lamp(seed: int) -> None:
+    assert not lamp_swells(*cells(replace(NEWBORN, seed=seed)), 40 / 60, 30.0)
