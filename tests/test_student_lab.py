@@ -15,7 +15,7 @@ from distillation.losses import lagged_correlation, presence_loss, spectral_loss
 from distillation.train import TrainConfig  # noqa: E402
 from edge.pipeline import normalisation  # noqa: E402
 from engines import sidecar  # noqa: E402
-from engines.export import export  # noqa: E402
+from engines.export import ExportError, export  # noqa: E402
 from engines.onnxruntime_backend import OnnxRuntimeEngine  # noqa: E402
 from engines.student import Student, StudentConfig, WaveletTemporalBlock  # noqa: E402
 
@@ -155,7 +155,11 @@ def exported(tmp_path_factory):
     torch.save({"student": made.state_dict()}, run / "student.pt")
     (run / "config.json").write_text(json.dumps({"train": asdict(TrainConfig()), "student": asdict(CONFIG)}))
     (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    return made, export(run, out, normalisation(), {"newborn": {"hr_near": 0.99}})
+    first = export(run, out, normalisation(), None)
+    evaluation = {"weights": json.loads(first.read_text())["files"], "roi": "full", "suites": {"newborn": {"hr_near": 0.99}}}
+    with pytest.raises(ExportError, match="not of these weights"):
+        export(run, out, normalisation(), evaluation | {"weights": {}})
+    return made, export(run, out, normalisation(), evaluation)
 
 
 def test_what_is_exported_answers_as_torch_does(exported):
@@ -173,6 +177,7 @@ def test_what_is_exported_answers_as_torch_does(exported):
     got = engine.head(got_features * mask.numpy()[:, None, None], mask.numpy())
     for ours, theirs in zip(got, (waves[0], torch.sigmoid(logits[0]), attention[0]), strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
+    assert (path.parent / "training.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
     assert record["training"]["log_end"] == {"epoch": 2} and record["measured"]["newborn"]["hr_near"] == 0.99
     assert record["parameters"] == sum(p.numel() for p in made.parameters())
 
