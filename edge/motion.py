@@ -51,7 +51,7 @@ def rhythm_moves(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
     """
     t_s = np.arange(cells.shape[0], dtype=np.float32) / np.float32(fs_hz)
     taper = np.hanning(cells.shape[0]).astype(np.float32) * valid
-    light_flow = cells[:, :, (GREEN, FLOW_X, FLOW_Y)].reshape(cells.shape[0], -1)
+    light_flow = np.ascontiguousarray(cells[:, :, (GREEN, FLOW_X, FLOW_Y)]).reshape(cells.shape[0], -1)
 
     def amplitude(at_hz: float) -> F32:
         """(3, cells)"""

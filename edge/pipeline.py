@@ -259,7 +259,6 @@ class _Watch:
         self._breath_fps = BREATH_FPS_PER_BAND * profile.rr_band_per_min[1] / 60
         self._times_ns: list[int] = []
         self._newest_ns = 0
-        self._level = 0.0
         self._last: F32 | None = None
         self._changed_ns: int | None = None
 
@@ -269,14 +268,14 @@ class _Watch:
         if self._last is None or self._changed_ns is None or not np.array_equal(means, self._last):
             self._last, self._changed_ns = means, t_ns
             self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
-        self._level = float(np.median(means))
 
     def conditions(self, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
         """(for both vitals, for the pulse alone)."""
         both, pulse = set(), set()
-        if self._level < DARK_COUNTS:
+        level = float(np.median(self._last)) if self._last is not None else 0.0
+        if level < DARK_COUNTS:
             both.add(Reason.TOO_DARK)
-        elif self._level > BRIGHT_COUNTS:
+        elif level > BRIGHT_COUNTS:
             both.add(Reason.OVEREXPOSED)
         if self._changed_ns is not None and self._newest_ns - self._changed_ns > STILL_S * 1e9:
             both.add(Reason.FRAMES_STALLED)

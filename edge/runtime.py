@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import numpy as np
 
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
@@ -83,6 +84,7 @@ def make_engine(config: Config) -> tuple[Engine, str]:
 
 def make_pipeline(engine: Engine, camera: Camera, config: Config) -> Pipeline:
     """The pipeline for this camera's picture size. Raises RegionError and ModelMismatch."""
+    cv2.setNumThreads(1)  # the pieces are too small to share out, and the other cores belong to camera and decoder
     roi = config.camera.roi
     fixed = roi if isinstance(roi, Region) else None
     return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto")
