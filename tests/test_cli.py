@@ -116,7 +116,7 @@ def test_five_frames_a_second_show_no_pulse(capsys, tmp_path):
 
 
 def test_replay_imports_nothing_of_the_lab_and_no_heavy_package(clip):
-    """Start-up and memory are spent on imports: see DESIGN's budget of 1.5 s and 180 MB."""
+    """Start-up and memory are spent on imports: the budget is 1.5 s and 180 MB."""
     script = ("import sys; from edge.__main__ import main; code = main(['replay', sys.argv[1], '--json', '-']); "
               "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)")
     done = subprocess.run([sys.executable, "-c", script, str(clip)], cwd=ROOT, capture_output=True, text=True, timeout=120)
