@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -40,15 +41,14 @@ def record(phantom: Phantom, path: Path, title: str) -> None:
     if not writer.isOpened():
         raise RecordingError(f"{path}: this OpenCV cannot write FFV1; install opencv-python-headless")
     total = phantom.frame_times_s.size
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(partial.unlink, missing_ok=True)
+        undo.callback(writer.release)
         for frame in phantom:
             writer.write(frame.bgr)
             if frame.seq % 15 == 0 or frame.seq + 1 == total:
                 _progress(title, (frame.seq + 1) / total)
-    except BaseException:
-        writer.release()
-        partial.unlink(missing_ok=True)
-        raise
+        undo.pop_all()
     writer.release()
     print(file=sys.stderr)
     partial.replace(path)

@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from edge.records import Estimate, Reading, Reason, State, VitalReading, Waveform
-from edge.vitals import BREATH, NEWEST_S, PULSE, Profile
+from edge.scalogram import NEWEST_S
+from edge.vitals import BREATH, PULSE, Profile
 
 NS_PER_S = 1e9
 Refusal = tuple[State, Reason]

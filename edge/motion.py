@@ -29,17 +29,20 @@ FLOW_OVER_NOISE = 6.0
 NEIGHBOURS = (0.80, 0.88, 1.13, 1.22)
 """Multiples of the rate at which the neighbourhood is read: past the window's own width at 60 /min, short of harmonics."""
 
-
 UNIFORM = 0.85
 """Share of a rhythm's change of light that all cells have in common, above which it is the lamp's: lamps have 1.00,
 rendered breathing 0.00-0.23, a real chest 0.35."""
 
 
+def _turning(valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complex64]:
+    """Tapered turn (n,): a series times it is the series' complex amplitude at rate_hz, up to a constant."""
+    t_s = np.arange(valid.size, dtype=np.float32) / np.float32(fs_hz)
+    return np.hanning(valid.size).astype(np.float32) * valid * np.exp(np.complex64(-2j * np.pi * rate_hz) * t_s)
+
+
 def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
     """Whether the light at rate_hz swells alike everywhere. cells, valid: as for rhythm_moves."""
-    t_s = np.arange(cells.shape[0], dtype=np.float32) / np.float32(fs_hz)
-    taper = np.hanning(cells.shape[0]).astype(np.float32) * valid
-    light = (taper * np.exp(np.complex64(-2j * np.pi * rate_hz) * t_s)) @ cells[:, :, :3].mean(axis=2)
+    light = _turning(valid, rate_hz, fs_hz) @ cells[:, :, :3].mean(axis=2)
     whole = float((np.abs(light) ** 2).sum()) * light.size
     return whole > 0 and float(np.abs(light.sum()) ** 2) > UNIFORM * whole
 
@@ -49,14 +52,11 @@ def rhythm_moves(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
 
     cells: (n, cells, >= 5), channel means of normalised frames, zeros where valid (n,) is 0.
     """
-    t_s = np.arange(cells.shape[0], dtype=np.float32) / np.float32(fs_hz)
-    taper = np.hanning(cells.shape[0]).astype(np.float32) * valid
     light_flow = np.ascontiguousarray(cells[:, :, (GREEN, FLOW_X, FLOW_Y)]).reshape(cells.shape[0], -1)
 
     def amplitude(at_hz: float) -> F32:
         """(3, cells)"""
-        turn = taper * np.exp(np.complex64(-2j * np.pi * at_hz) * t_s)
-        return np.abs(turn @ light_flow).reshape(-1, 3).T
+        return np.abs(_turning(valid, at_hz, fs_hz) @ light_flow).reshape(-1, 3).T
 
     def flow(amplitudes: F32) -> float:
         return float(np.hypot(amplitudes[1], amplitudes[2])[strongest].mean())

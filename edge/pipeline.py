@@ -37,15 +37,13 @@ STILL_S = 1.0
 """Pictures that stay identical to the last count this long are a frozen source: noise alone changes real ones."""
 
 FPS_OVER_S = 4.0
-"""The frame rate is the median over this long: half of the pulse's averaging time, so that a fall shows before it is read."""
+"""The frame rate is judged over this long: half of the pulse's averaging time, so that a fall shows before it is read."""
 
 PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
 """Frames per highest cycle of the band that are needed before a rhythm may be shown; below two it folds (Nyquist)."""
 
-
 LONG_HOLE_S = 20.0
 """A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
-
 
 USUAL_STEP = 0.9
 """Nine steps in ten must be this short: a mean or median would hide long steps among short ones."""

@@ -244,14 +244,15 @@ def _peak_rss_kb() -> int:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
     path = path.resolve()  # a symlink stays one
-    partial = path if path.exists() and not path.is_file() else path.with_name(path.name + ".partial")
+    direct = path.exists() and not path.is_file()  # a pipe or a device takes it as it comes
+    partial = path if direct else path.with_name(path.name + ".partial")
     with partial.open("w") as sink:
         json.dump(content, sink, indent=1)
         sink.write("\n")
         sink.flush()
-        with contextlib.suppress(OSError):  # a pipe has nothing to sync
+        if not direct:
             os.fsync(sink.fileno())
-    if partial != path:
+    if not direct:
         partial.replace(path)
 
 

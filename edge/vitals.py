@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from edge.records import Estimate, Waveform
 from edge.scalogram import (
     BINS_PER_OCTAVE,
-    NEWEST_S,
     TOUCHED,
     Bank,
     Bools,
@@ -27,7 +26,7 @@ from edge.scalogram import (
     transformed,
 )
 
-__all__ = ["BREATH", "NEWEST_S", "PROFILES", "PULSE", "Profile", "Track", "VitalsError", "analyse", "estimate"]
+__all__ = ["BREATH", "PROFILES", "PULSE", "Profile", "Track", "VitalsError", "analyse", "estimate"]
 
 
 @dataclass(frozen=True)

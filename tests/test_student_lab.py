@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("repeatable_torch")]
 torch = pytest.importorskip("torch", reason="the student is defined in torch; it is in the extra `lab`")
 
 from distillation.losses import lagged_correlation, presence_loss, spectral_loss, waveform_loss  # noqa: E402
@@ -22,15 +22,6 @@ from engines.student import Student, StudentConfig, WaveletTemporalBlock  # noqa
 CONFIG = StudentConfig()
 GREEN, FLOW_Y = 1, 4
 T_S = torch.arange(CONFIG.window) / CONFIG.fs_hz
-
-
-@pytest.fixture(autouse=True)
-def _repeatable():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

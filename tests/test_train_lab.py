@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("repeatable_torch")]
 torch = pytest.importorskip("torch", reason="training needs torch; it is in the extra `lab`")
 
 from calibration.phantom import Phantom  # noqa: E402
@@ -20,15 +20,6 @@ from engines.student import Student, StudentConfig  # noqa: E402
 
 TINY = StudentConfig(window=96, stem_width=4, features=8, series=2, hidden=8, wavelet_levels=3)
 SMALL_RUN = TrainConfig(n_train=8, n_restraint=4, n_valid=4, epochs=3, batch=4, threads=1, learning_rate=4e-3)
-
-
-@pytest.fixture(autouse=True)
-def _repeatable():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
