@@ -25,6 +25,8 @@ LAB = [
     "onnxscript>=0.5",
     "matplotlib>=3.9",
     "scipy>=1.13",
+    "h5py>=3.10",  # data sets in HDF5 and MATLAB 7.3
+    "transformers>=4.50",  # a pre-trained CLIP as the teacher
     "av>=14.0",  # renders H.264 and variable-rate clips; brings libx264 along, so it never ships on the device
 ]
 
@@ -38,6 +40,8 @@ TEST = [
     "av>=14.0",
     "PyWavelets>=1.8",  # oracle for the wavelet tests
     "scipy>=1.13",
+    "h5py>=3.10",
+    "matplotlib>=3.9",
 ]
 
 setup(

@@ -6,10 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distillation.train import TrainConfig
 
 USAGE = 2
 
-MISSING = {"torch": "lab", "onnx": "lab", "av": "lab", "onnxruntime": "cpu", "cv2": "cpu"}
+MISSING = {"onnxruntime": "cpu", "cv2": "cpu",
+           **dict.fromkeys(("torch", "onnx", "av", "h5py", "scipy", "matplotlib", "transformers"), "lab")}
 """Packages that a subcommand may lack, and the extra that brings them."""
 
 
@@ -49,27 +54,69 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                      help="any other field of the scene, such as motion_frac=0.004 or codec=mjpeg:85")
 
-    sub = command("train", _train, "train the student on rendered clips")
+    sub = command("datasets", _datasets, "list what a public data set's folder holds, and what is broken in it")
+    sub.add_argument("name", help="ubfc, pure, cohface, ... (an unknown name lists them), or manifest")
+    sub.add_argument("root", type=Path)
+    sub.add_argument("--decode", action="store_true", help="read every frame too")
+
+    sub = command("teacher", _teacher, "make a vision-language teacher and measure what it knows")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--minutes", type=float, help="budget; training ends at it at the latest")
+    _add_clips(sub)
+
+    sub = command("train", _train, "train the student on rendered clips, taught by the teacher")
     sub.add_argument("--out", type=Path, required=True, help="run folder (resumes what it holds)")
-    sub.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "physvlm", help="rendered clips")
-    for name, kind in (("n-train", int), ("n-restraint", int), ("n-valid", int), ("epochs", int),
-                       ("minutes", float), ("batch", int), ("learning-rate", float), ("seed", int),
-                       ("threads", int), ("device", str), ("start", str)):
+    for name, kind in (("minutes", float), ("start", str), ("distillation", float), ("cross-task", float)):
         sub.add_argument(f"--{name}", type=kind)
+    _add_clips(sub)
+    _add_steps(sub)
+
+    sub = command("ablate", _ablate, "train the student without each of its parts and compare")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the runs (resumes what it holds)")
+    sub.add_argument("--domains", help="judged on these, comma separated (default: the held-out ones)")
+    sub.add_argument("--seeds", default="1,2")
+    sub.add_argument("--n-test", type=int, default=24, help="clips of each judged domain")
+    _add_clips(sub)
+    _add_steps(sub)
 
     sub = command("export", _export, "a training run -> ONNX weights and sidecar")
     sub.add_argument("run", type=Path)
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--measured", type=Path, help="JSON of an evaluation, kept in the sidecar")
 
-    sub = command("evaluate", _evaluate, "score rendered clips through the whole chain; exit 1 beyond a limit")
-    sub.add_argument("--suite", default="all", help="all, pulse-free, newborn, or one pulse-free scene")
-    sub.add_argument("--n", type=int, default=200, help="clips of a suite")
+    sub = command("evaluate", _evaluate, "score clips through the whole chain; exit 1 beyond a limit")
+    sub.add_argument("--suite", default="", help="comma separated: all, domains, nicu, pulse-free, newborn, or names of "
+                     "domains (default all, or none where a data set is given)")
+    sub.add_argument("--n", type=int, default=20, help="clips of each domain")
     sub.add_argument("--roi", default="auto", choices=("auto", "full"))
+    sub.add_argument("--profile", default="neonate", choices=("neonate", "adult"))
     sub.add_argument("--workers", type=int, default=2)
     sub.add_argument("--weights", default="", help="weights folder other than the shipped one")
+    sub.add_argument("--held-out", default="", help="domains that these weights were trained without, comma separated")
+    sub.add_argument("--dataset", nargs=2, action="append", default=[], metavar=("NAME", "ROOT"))
+    sub.add_argument("--recordings", type=Path, help="folder of recorded beat and breath times (else PHYSVLM_RECORDINGS)")
+    sub.add_argument("--no-baselines", action="store_true", help="leave POS and CHROM out")
+    sub.add_argument("--lodo", type=Path, nargs="+", default=[], metavar="JSON",
+                     help="merge evaluations, each without one domain, into one table")
     sub.add_argument("--json", type=Path, metavar="OUT")
+    sub.add_argument("--report", type=Path, metavar="OUT.html")
     return parser
+
+
+def _add_clips(sub: argparse.ArgumentParser) -> None:
+    """Which rendered clips, and who teaches."""
+    sub.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "physvlm", help="rendered clips")
+    sub.add_argument("--recordings", help="folder of recorded beat and breath times (else PHYSVLM_RECORDINGS)")
+    sub.add_argument("--datasets", help="real data sets to train on too: NAME=FOLDER, semicolon separated")
+    sub.add_argument("--teacher", help="scratch (default), clip:DIR, the folder of one made before, or none")
+    for name, kind in (("n-train", int), ("n-restraint", int), ("n-valid", int), ("held-out", str), ("seed", int),
+                       ("threads", int), ("workers", int), ("device", str)):
+        sub.add_argument(f"--{name}", type=kind)
+
+
+def _add_steps(sub: argparse.ArgumentParser) -> None:
+    for name, kind in (("epochs", int), ("batch", int), ("learning-rate", float)):
+        sub.add_argument(f"--{name}", type=kind)
 
 
 def _rate(text: str) -> float | None:
@@ -105,18 +152,65 @@ def _fields(scene: type, given: Sequence[str]) -> dict[str, object]:
     return out
 
 
-def _train(args: argparse.Namespace) -> int:
+def _datasets(args: argparse.Namespace) -> int:
+    from calibration.datasets.listing import main_list
+
+    return main_list(args.name, args.root, args.decode)
+
+
+def _training(args: argparse.Namespace) -> TrainConfig:
     from dataclasses import fields
 
-    from distillation.train import TrainConfig, TrainingError, train
+    from calibration.recordings import recordings_folder
+    from distillation.train import TrainConfig
 
     given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if getattr(args, f.name, None) is not None}
+    folder = recordings_folder(Path(args.recordings) if args.recordings else None)
+    given["recordings"] = str(folder) if folder else ""
+    if given.get("teacher") == "none":
+        given["teacher"] = ""
+    return TrainConfig(**given)
+
+
+def _lab(command: str, work: Callable[[], Path]) -> int:
+    """Run a training command; what the user can mend is said in one line."""
+    from calibration.datasets.record import DatasetError
+    from calibration.recordings import BrokenRecordingError, MissingRecordingError
+    from distillation.prompts import TeacherError
+    from distillation.train import TrainingError
+
     try:
-        print(train(TrainConfig(**given), args.cache, args.out))
-    except TrainingError as e:
-        print(f"physvlm-lab train: {e}", file=sys.stderr)
+        print(work())
+    except (TrainingError, TeacherError, DatasetError, MissingRecordingError, BrokenRecordingError) as e:
+        print(f"physvlm-lab {command}: {e}", file=sys.stderr)
         return USAGE
     return 0
+
+
+def _teacher(args: argparse.Namespace) -> int:
+    from distillation.train import teach
+
+    args.teacher = args.teacher or "scratch"
+    return _lab("teacher", lambda: teach(_training(args), args.cache, args.out))
+
+
+def _train(args: argparse.Namespace) -> int:
+    from distillation.train import train
+
+    return _lab("train", lambda: train(_training(args), args.cache, args.out))
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from distillation.ablate import ablate
+
+    def work() -> Path:
+        config = _training(args)
+        domains = (args.domains or config.held_out).split(",")
+        made = ablate(config, domains, [int(seed) for seed in args.seeds.split(",")], args.n_test, args.cache, args.out)
+        print(made.with_suffix(".md").read_text())
+        return made
+
+    return _lab("ablate", work)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -135,21 +229,23 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from calibration.evaluate import SUITES, evaluate
-    from calibration.scenes import PULSE_FREE
+    import os
+    import shlex
+
+    from calibration.datasets.record import DatasetError
+    from calibration.evaluate import EvaluationError, run
+    from calibration.recordings import RECORDINGS_ENV, MissingRecordingError
     from engines.sidecar import SidecarError
 
-    suites = {"all": list(SUITES), "pulse-free": list(PULSE_FREE)}.get(args.suite, [args.suite])
-    if unknown := set(suites) - set(SUITES):
-        print(f"physvlm-lab evaluate: unknown suite {unknown.pop()!r}; choose all, pulse-free, {', '.join(SUITES)}",
-              file=sys.stderr)
-        return USAGE
-    if args.n < 1 or args.workers < 1:
-        print(f"physvlm-lab evaluate: --n {args.n} --workers {args.workers}: expected at least 1", file=sys.stderr)
-        return USAGE
+    if args.recordings:
+        os.environ[RECORDINGS_ENV] = str(args.recordings)  # the workers' too
+    suite = args.suite or ("" if args.dataset or args.lodo else "all")
     try:
-        return evaluate(suites, args.n, args.roi, args.workers, args.json, args.weights)
-    except SidecarError as e:
+        return run(suite=suite, n=args.n, roi=args.roi, profile=args.profile, workers=args.workers, weights=args.weights,
+                   baselines=not args.no_baselines, held_out=tuple(filter(None, args.held_out.split(","))),
+                   datasets=[(name, Path(root)) for name, root in args.dataset], json_out=args.json, report=args.report,
+                   lodo=args.lodo, command=shlex.join(["physvlm-lab", *sys.argv[1:]]))
+    except (SidecarError, EvaluationError, DatasetError, MissingRecordingError) as e:
         print(f"physvlm-lab evaluate: {e}", file=sys.stderr)
         return USAGE
 

@@ -2,147 +2,104 @@
 
 The picture is made in encoded (gamma) counts: pulse, shading and light are relative changes, and a relative change stays
 one under a power law, so no gamma is needed (a change of a in light is a / 2.2 in counts). One frame is: background, then
-the body's layers, each a texture minus its pulse map times the pulse, warped by posture, breathing and sway; then lamp,
-camera shake, sensor noise, 8 bits and the codec.
+the body's layers (body.py), each a texture plus what pulse, breath and turning add, warped by posture, breathing and sway;
+then lamp, shadow, camera shake, sensor noise, 8 bits and the codec.
 
-calibration/scenes.py draws scenes from seeds, `Phantom` renders one. numpy and OpenCV only (PyAV for H.264).
+calibration/scenes.py and calibration/domains.py draw scenes from seeds, `Phantom` renders one. numpy and OpenCV only (PyAV
+for H.264).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.rhythms import FINE_HZ, Array, Rhythm, breathing, heartbeat, smooth_noise
+from calibration.body import F32, Layer, background, blotches, layers
+from calibration.recordings import load_recording, recordings_folder, window
+from calibration.rhythms import (
+    FINE_HZ,
+    Array,
+    Rhythm,
+    breathing,
+    episode,
+    heartbeat,
+    recorded_breathing,
+    recorded_heartbeat,
+    smooth_noise,
+)
+from calibration.scene import KINDS, Scene
 from edge.records import Frame
 
-F32 = NDArray[np.float32]
+__all__ = ["KINDS", "Phantom", "Scene"]
 
-KINDS = ("newborn", "face", "patch", "chest", "doll", "empty_cot", "object", "noise", "black")
-"""newborn, face: pulse and breathing. patch: skin fills the frame, pulse alone. chest: clothed, breathing alone.
-doll: skin without either. The rest hold no body."""
+NOISE_BANK = 4_000_000
+"""Noise samples kept at most; every frame starts elsewhere in them."""
 
-PULSE_BGR = np.array([0.62, 1.0, 0.38], np.float32)
-"""Relative pulse amplitude in blue, green, red (haemoglobin absorbs most in green; blue reaches less depth)."""
+CHEST_SHARE = 0.005
+"""Of the picture: a smaller piece of a chest, cut by the frame's edge, does not count as in the picture."""
 
-COUNTS_PER_LIGHT = 1.0 / 2.2
-"""Relative change in encoded counts for a relative change in light, from the usual display gamma."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Everything that defines a clip. Amplitudes are relative; `_frac` is a fraction of the frame's width.
-
-    hr_per_min, rr_per_min: None where the scene has no such rhythm. pulse_amplitude: AC/DC of the light at full
-    perfusion. sway_hz > 0 rocks the subject, shake_hz > 0 the camera, lamp_hz > 0 swells the light, all periodically.
-    """
-
-    kind: str
-    seed: int
-    width: int = 640
-    height: int = 480
-    fps: float = 30.0
-    duration_s: float = 30.0
-    hr_per_min: float | None = 150.0
-    rr_per_min: float | None = 50.0
-    pulse_amplitude: float = 0.008
-    breath_frac: float = 0.005
-    skin_tone: float = 0.3
-    brightness: float = 1.0
-    infrared: bool = False
-    bare_chest: bool = False
-    subject_frac: float = 0.4
-    motion_frac: float = 0.002
-    burst_per_min: float = 0.0
-    sway_hz: float = 0.0
-    sway_frac: float = 0.0
-    shake_frac: float = 0.0
-    shake_hz: float = 0.0
-    lamp_hz: float = 0.0
-    lamp_amplitude: float = 0.0
-    drift_amplitude: float = 0.02
-    flicker_amplitude: float = 0.0
-    exposure_step: float = 0.0
-    noise_counts: float = 1.5
-    denoise: float = 0.0
-    jitter_ms: float = 0.0
-    drop_fraction: float = 0.0
-    codec: str = "raw"
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"scene kind {self.kind!r} unknown; choose from {', '.join(KINDS)}")
-        if not re.fullmatch(r"raw|(mjpeg|h264):\d{1,3}", self.codec):
-            raise ValueError(f"scene codec {self.codec!r} unknown; use raw, mjpeg:QUALITY or h264:CRF")
-        if min(self.width, self.height) < 16 or not (self.fps > 0 and self.duration_s * self.fps >= 1):
-            raise ValueError(f"scene of {self.width}x{self.height} px, {self.duration_s} s at {self.fps} /s holds no clip; "
-                             "expected at least 16x16 px and one frame")
-        if self.codec.startswith("h264") and (self.width % 2 or self.height % 2):
-            raise ValueError(f"scene of {self.width}x{self.height} px in H.264: expected even sides")
-        for name in ("hr_per_min", "rr_per_min"):
-            rate = getattr(self, name)
-            if rate is not None and not 1 <= rate <= 400:
-                raise ValueError(f"scene {name} {rate}: expected 1-400 /min, or none for no such rhythm")
-
-    @property
-    def has_pulse(self) -> bool:
-        return self.hr_per_min is not None and self.pulse_amplitude > 0 and self.kind in ("newborn", "face", "patch")
-
-    @property
-    def has_breathing(self) -> bool:
-        return self.rr_per_min is not None and self.breath_frac > 0 and self.kind in ("newborn", "face", "chest")
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A body part: premultiplied texture with alpha (H,W,4), and what pulse and breath add to it (H,W,4 or None)."""
-
-    base: F32
-    pulse: F32 | None
-    breath: F32 | None
-    pivot: tuple[float, float]
-    breathes: float
-    turns_with_head: bool
+BCG_DELAY_S = 0.08
+"""The head's kick comes before the pulse reaches the skin; here the skin is the reference, so the kick leads by this."""
 
 
 class Phantom:
-    """Renders a scene. Iterate for Frames; the truth stands in `pulse` and `breath` (None where there is none)."""
+    """Renders a scene. Iterate for Frames; the truth stands in `pulse` and `breath` (None where there is none).
 
-    def __init__(self, scene: Scene) -> None:
+    recordings: folder of the recording that the scene names; without it PHYSVLM_RECORDINGS. Raises MissingRecordingError.
+    """
+
+    def __init__(self, scene: Scene, recordings: Path | None = None) -> None:
         self.scene = scene
         rng = np.random.default_rng(scene.seed)
-        margin_s = scene.duration_s + 1.0
         # made in any case, so that a scene without a rhythm draws the same picture as one with it
-        breath_source = breathing(rng, 40.0 if scene.rr_per_min is None else scene.rr_per_min, margin_s)
-        pulse_source = heartbeat(rng, 140.0 if scene.hr_per_min is None else scene.hr_per_min, margin_s, breath_source)
+        pulse_source, breath_source = _rhythms(rng, scene, recordings)
         self.breath: Rhythm | None = breath_source if scene.has_breathing else None
         self.pulse: Rhythm | None = pulse_source if scene.has_pulse else None
         self._rng = rng
         self.frame_times_s = _frame_times(rng, scene)
-        self._background = _background(rng, scene)
-        self._layers = _layers(rng, scene)
+        self._background = background(rng, scene)
+        self._layers = layers(rng, scene)
         self._tracks = _tracks(rng, scene, self.frame_times_s)
-        self._lamp_map = _blotches(rng, scene.height, scene.width, 2)[..., None] * np.float32(0.5)
-        bank = 4 * scene.width * scene.height * 3
-        self._noise_bank = rng.standard_normal(min(bank, 4_000_000), np.float32)
+        standing = np.zeros((self.frame_times_s.size, 3))
+        self._paths = [sum((self._tracks[name] for name in layer.moves), standing) for layer in self._layers]
+        lamp_map = blotches(rng, scene.height, scene.width, 2)[..., None] * np.float32(0.5)
+        self._lamp_map = np.repeat(lamp_map, 3, axis=2)
+        extra = np.random.default_rng((scene.seed, 2))
+        self._still_light = _still_light(extra, scene)
+        self._shadow_map = _shadow_map(extra, scene) if scene.shadow else None
+        self._signals = self._all_signals(extra)
+        self._noise_bank = _noise_bank(rng, scene)
 
     @property
     def shows_chest(self) -> bool:
         """Whether a part that breathes fully is in the picture; a head alone only nods with the breath."""
-        return any(layer.breathes >= 1 for layer in self._layers)
+        least = CHEST_SHARE * self.scene.width * self.scene.height
+        return any(layer.breathes >= 1 and layer.base[..., 3].sum() >= least for layer in self._layers)
+
+    @property
+    def hand(self) -> Array:
+        """How far a staff arm has reached in, by frame: 0 (not in the picture) to 1."""
+        return self._signals["hand"]
 
     def pulse_map(self) -> F32:
-        """Where the pulse is, as its size in counts summed over the colours, in the resting pose: float32 (H, W)."""
+        """Where the pulse is, as its size in counts summed over the colours, in the resting pose: float32 (H, W).
+
+        A staff arm is left out: it passes.
+        """
         total = np.zeros((self.scene.height, self.scene.width), np.float32)
         for layer in self._layers:
-            total *= 1 - layer.base[..., 3]
-            if layer.pulse is not None:
-                total += layer.pulse[..., :3].sum(axis=2)
+            if layer.away is not None:
+                continue
+            x, y = layer.corner
+            box = slice(y, y + layer.base.shape[0]), slice(x, x + layer.base.shape[1])
+            total[box] *= 1 - layer.base[..., 3]
+            for change, name in layer.changes:
+                if name == "pulse":
+                    total[box] -= change[..., :3].sum(axis=2)
         return total
 
     def __iter__(self) -> Iterator[Frame]:
@@ -152,67 +109,153 @@ class Phantom:
         for seq, (t_s, picture) in enumerate(zip(self.frame_times_s, pictures, strict=True)):
             yield Frame(seq, round(t_s * 1e9), picture)
 
+    def _all_signals(self, rng: np.random.Generator) -> dict[str, Array]:
+        """What changes a layer's texture or size, by frame."""
+        scene, t_s = self.scene, self.frame_times_s
+        slow = _slow(rng, scene, t_s)
+        none = np.zeros(t_s.size)
+        hand_pulse = none
+        if scene.hand_hr_per_min is not None:
+            hand_pulse = heartbeat(rng, scene.hand_hr_per_min, scene.duration_s + 1.0, None, variability=0.03).at(t_s)
+        reach = np.minimum(t_s - scene.hand_at_s, scene.hand_at_s + scene.hand_s - t_s) / 0.8
+        soft = np.clip(reach, 0, 1)
+        return {"pulse": self.pulse.at(t_s) if self.pulse else none,
+                "breath": self.breath.at(t_s) if self.breath else none,
+                "turn": np.sin(np.radians(scene.turn_deg) * np.tanh(1.2 * slow(scene.turn_hz))) if scene.turn_deg else none,
+                "mouth": _speech(rng, scene, t_s) if scene.talk else none,
+                "room": slow(0.3) if scene.glare else none, "hand_pulse": hand_pulse,
+                "kick": self.pulse.at(t_s + BCG_DELAY_S) * scene.bcg_frac * scene.width if self.pulse else none,
+                "hand": soft * soft * (3 - 2 * soft) if scene.hand_s else none}
+
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:
         scene = self.scene
-        pulse = self.pulse.at(self.frame_times_s) if self.pulse else np.zeros(self.frame_times_s.size)
-        breath = self.breath.at(self.frame_times_s) if self.breath else np.zeros(self.frame_times_s.size)
         quality = int(scene.codec.split(":")[1]) if scene.codec.startswith("mjpeg") else None
         previous: F32 | None = None
         for i in range(self.frame_times_s.size):
-            light = self._lit(i, float(pulse[i]), float(breath[i]))
-            light += self._noise(light)
+            light = self._lit(i)
+            noise = self._noise(light)
             if scene.denoise > 0:
+                light = light + noise
                 previous = light if previous is None else previous + np.float32(1 - scene.denoise) * (light - previous)
-                light = previous
-            picture = np.clip(light, 0, 255).round().astype(np.uint8)
+                picture = cv2.add(previous, 0.0, dtype=cv2.CV_8U)
+            else:
+                picture = cv2.add(light, noise, dtype=cv2.CV_8U)  # rounds and saturates
             if quality is not None:
                 ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
                 picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if ok else picture
             yield picture
 
-    def _lit(self, i: int, pulse: float, breath: float) -> F32:
+    def _lit(self, i: int) -> F32:
         """The noiseless picture of frame i: float32 (H, W, 3) in counts."""
-        track = self._tracks
-        if self.scene.kind == "noise":
-            return np.full((self.scene.height, self.scene.width, 3), 110, np.float32)
-        if self.scene.kind == "black":
-            return np.zeros((self.scene.height, self.scene.width, 3), np.float32)
+        track, scene = self._tracks, self.scene
+        size = (scene.width, scene.height)
+        if scene.kind == "noise":
+            return np.full((scene.height, scene.width, 3), 110, np.float32)
+        if scene.kind == "black":
+            return np.zeros((scene.height, scene.width, 3), np.float32)
         picture = self._background.copy()
-        for layer in self._layers:
-            tex = layer.base
-            if layer.pulse is not None and pulse:
-                tex = tex - layer.pulse * np.float32(pulse)
-            if layer.breath is not None and breath:
-                tex = tex + layer.breath * np.float32(breath)
-            dx, dy, angle = track["body"][i]
-            if layer.turns_with_head:
-                hx, hy, ha = track["head"][i]
-                dx, dy, angle = dx + hx, dy + hy, angle + ha
-            swell = layer.breathes * breath * self.scene.breath_frac
-            warped = _warp(tex, layer.pivot, dx, dy + swell * self.scene.width * track["breath_dy"][0], angle,
-                           1 + swell * track["breath_sx"][0], 1 + swell * track["breath_sy"][0])
-            picture *= 1 - warped[..., 3:]
-            picture += warped[..., :3]
+        for layer, path in zip(self._layers, self._paths, strict=True):
+            self._paint(picture, layer, path, i)
         cx, cy = track["camera"][i]
         if cx or cy:
             shift = np.float32([[1, 0, cx], [0, 1, cy]])
-            picture = cv2.warpAffine(picture, shift, (self.scene.width, self.scene.height),
-                                     flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        picture *= track["lamp"][i].astype(np.float32)
+            picture = cv2.warpAffine(picture, shift, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         local = float(track["shadow"][i])
-        if local:
-            picture *= 1 + np.float32(local) * self._lamp_map
-        return picture
+        if self._still_light is not None or local:
+            still = np.ones_like(picture) if self._still_light is None else self._still_light
+            picture *= cv2.scaleAdd(self._lamp_map, local, still)
+        if self._shadow_map is not None:
+            wander = np.float32([[1, 0, track["wander"][i, 0]], [0, 1, track["wander"][i, 1]]])
+            depth = cv2.warpAffine(self._shadow_map, wander, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            picture *= cv2.cvtColor(depth, cv2.COLOR_GRAY2BGR)
+        return cv2.multiply(picture, (*track["lamp"][i].tolist(), 1.0), dst=picture)
+
+    def _paint(self, picture: F32, layer: Layer, path: Array, i: int) -> None:
+        """Lay one layer over the picture, in place, where it is in frame i."""
+        scene, track, now = self.scene, self._tracks, self._signals
+        if layer.away is not None and now["hand"][i] <= 0:
+            return
+        tex = layer.base
+        for change, name in layer.changes:
+            if value := float(now[name][i]):
+                tex = cv2.scaleAdd(change, value, tex)
+        dx, dy, angle = path[i]
+        if layer.away is not None:
+            dx, dy = dx + layer.away[0] * (1 - now["hand"][i]), dy + layer.away[1] * (1 - now["hand"][i])
+        swell = layer.breathes * float(now["breath"][i]) * scene.breath_frac
+        dy += swell * scene.width * track["breath_dy"][0]
+        cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        sx, sy = 1 + swell * track["breath_sx"][0], 1 + swell * track["breath_sy"][0]
+        matrix = np.array([[sx * cos, -sy * sin], [sx * sin, sy * cos]])
+        if layer.across is not None:
+            nx, ny = layer.across
+            turn = now["turn"][i]
+            dx, dy = dx + turn * layer.turn_px * nx, dy + turn * layer.turn_px * ny
+            dx, dy = dx - ny * now["kick"][i], dy + nx * now["kick"][i]
+            narrower = 0.5 * (np.sqrt(1 - turn * turn) - 1)  # half: the far side of a round head comes into view
+            matrix = matrix @ (np.eye(2) + narrower * np.outer((nx, ny), (nx, ny)))
+            if layer.opens:
+                matrix = matrix @ (np.eye(2) + (now["mouth"][i] - 1) * np.outer((ny, -nx), (ny, -nx)))
+        _lay(picture, tex, layer, matrix, dx, dy)
 
     def _noise(self, light: F32) -> F32:
-        bank = self._noise_bank
+        bank, scene = self._noise_bank, self.scene
         if bank.size > light.size:
-            start = int(self._rng.integers(0, bank.size - light.size))
+            step = 3 if scene.grain_px else 1
+            start = step * int(self._rng.integers(0, (bank.size - light.size) // step))
             sample = bank[start:start + light.size].reshape(light.shape)
         else:  # a large picture: the bank repeats inside it, from another place in every frame
             sample = np.resize(np.roll(bank, int(self._rng.integers(bank.size))), light.shape)
-        spread = 60.0 if self.scene.kind == "noise" else self.scene.noise_counts
-        return sample * np.float32(spread)
+        if scene.shot_counts:
+            spread = np.sqrt(np.maximum(light, 0) * np.float32(scene.shot_counts**2 / 255) + np.float32(scene.noise_counts**2))
+            return sample * spread
+        return sample * np.float32(60.0 if scene.kind == "noise" else scene.noise_counts)
+
+
+def _lay(picture: F32, tex: F32, layer: Layer, matrix: Array, dx: float, dy: float) -> None:
+    """Warp a texture about its pivot and blend it in, only where it lands. What is cut by the frame's edge goes on past it."""
+    height, width = picture.shape[:2]
+    h, w = tex.shape[:2]
+    pivot = np.array(layer.pivot)
+    x0, y0 = layer.corner
+    shift = pivot + (dx, dy) - matrix @ pivot
+    corners = matrix @ np.array([[x0, x0 + w, x0, x0 + w], [y0, y0, y0 + h, y0 + h]], float) + shift[:, None]
+    left = 0 if x0 == 0 else max(0, int(corners[0].min()) - 1)
+    top = 0 if y0 == 0 else max(0, int(corners[1].min()) - 1)
+    right = width if x0 + w == width else min(width, int(corners[0].max()) + 2)
+    bottom = height if y0 + h == height else min(height, int(corners[1].max()) + 2)
+    if right <= left or bottom <= top:
+        return
+    to_crop = np.hstack([matrix, (shift + matrix @ (x0, y0) - (left, top))[:, None]])
+    warped = cv2.warpAffine(tex, to_crop, (right - left, bottom - top), flags=cv2.INTER_LINEAR,
+                            borderMode=cv2.BORDER_REPLICATE)
+    target = picture[top:bottom, left:right]
+    alpha = cv2.extractChannel(warped, 3)
+    target *= cv2.cvtColor(1 - alpha, cv2.COLOR_GRAY2BGR)
+    target += cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR)
+
+
+def _rhythms(rng: np.random.Generator, scene: Scene, folder: Path | None) -> tuple[Rhythm, Rhythm]:
+    """Pulse and breath sources, synthetic or from the recording that the scene names."""
+    margin_s = scene.duration_s + 1.0
+    hr = 140.0 if scene.hr_per_min is None else scene.hr_per_min
+    rr = 40.0 if scene.rr_per_min is None else scene.rr_per_min
+    recorded = None
+    if scene.recording:
+        recorded = load_recording(recordings_folder(folder), scene.recording)
+
+    def times(all_s: Array) -> Array:
+        return window(all_s, scene.recording_start_s, margin_s * scene.recording_speed) / scene.recording_speed
+
+    if recorded is not None and times(recorded.breaths_s).size > 3:
+        breath = recorded_breathing(rng, times(recorded.breaths_s), margin_s)
+    else:
+        breath = breathing(rng, rr, margin_s, spread=scene.breath_variability, pause_s=scene.pause_s, burst_s=scene.burst_s)
+    if recorded is not None:
+        return recorded_heartbeat(rng, times(recorded.beats_s), margin_s, breath), breath
+    n = int(margin_s * FINE_HZ) + 1
+    profile = episode(n, scene.episode_at_s, scene.episode_s, scene.hr_episode) if scene.hr_episode else None
+    return heartbeat(rng, hr, margin_s, breath, variability=scene.heart_variability, profile=profile), breath
 
 
 def _frame_times(rng: np.random.Generator, scene: Scene) -> Array:
@@ -222,13 +265,23 @@ def _frame_times(rng: np.random.Generator, scene: Scene) -> Array:
     return np.maximum.accumulate(np.clip(kept, 0, scene.duration_s)) + np.arange(kept.size) * 1e-6
 
 
-def _tracks(rng: np.random.Generator, scene: Scene, t_s: Array) -> dict[str, Array]:
-    """Everything that moves or changes by frame: body and head (x px, y px, degrees), camera (px), lamp (BGR), shadow."""
+def _slow(rng: np.random.Generator, scene: Scene, t_s: Array):
+    """Function of a corner frequency: smooth noise of unit variance at the frame times."""
     n = int((scene.duration_s + 1) * FINE_HZ)
+    return lambda corner_hz: np.interp(t_s, np.arange(n) / FINE_HZ, smooth_noise(rng, n, FINE_HZ, corner_hz))
 
-    def slow(corner_hz: float) -> Array:
-        return np.interp(t_s, np.arange(n) / FINE_HZ, smooth_noise(rng, n, FINE_HZ, corner_hz))
 
+def _speech(rng: np.random.Generator, scene: Scene, t_s: Array) -> Array:
+    """How far the mouth is open: syllables at about 4 /s in phrases, 0.1 when silent."""
+    slow = _slow(rng, scene, t_s)
+    phase = 2 * np.pi * rng.uniform(1.5, 3.0) * t_s + 1.5 * slow(0.8)
+    speaking = np.clip(2 * slow(0.25) + 1, 0, 1)
+    return 0.1 + scene.talk * speaking * np.abs(np.sin(phase))
+
+
+def _tracks(rng: np.random.Generator, scene: Scene, t_s: Array) -> dict[str, Array]:
+    """Everything that moves or changes by frame: parts (x px, y px, degrees), camera (px), lamp (BGR), shadow."""
+    slow = _slow(rng, scene, t_s)
     px = scene.width
     envelope = np.ones(t_s.size)
     for _ in range(rng.poisson(scene.burst_per_min * scene.duration_s / 60)):
@@ -256,143 +309,56 @@ def _tracks(rng: np.random.Generator, scene: Scene, t_s: Array) -> dict[str, Arr
         lamp = lamp * (1 + scene.exposure_step * np.sign(slow(0.15)) * (np.abs(slow(0.15)) > 0.5))
     tint = 1 + 0.3 * (lamp[:, None] - 1) * rng.normal(0, 0.5, 3) * (rng.random() < 0.5)
     direction = rng.uniform(-1, 1)
-    return {"body": body, "head": head, "camera": shake, "lamp": lamp[:, None] * tint,
+    made = {"body": body, "head": head, "camera": shake, "lamp": np.maximum(lamp[:, None] * tint, 0.0),
             "shadow": slow(0.5) * scene.motion_frac * 2, "breath_dy": np.array([0.6 * direction]),
             "breath_sx": np.array([rng.uniform(0.5, 2.0)]), "breath_sy": np.array([rng.uniform(1.0, 3.0)])}
+    return made | _further_tracks(np.random.default_rng((scene.seed, 3)), scene, t_s)
 
 
-def _warp(tex: F32, pivot: tuple[float, float], dx: float, dy: float, angle_deg: float, sx: float, sy: float) -> F32:
-    height, width = tex.shape[:2]
-    cos, sin = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
-    matrix = np.array([[sx * cos, -sy * sin], [sx * sin, sy * cos]])
-    shift = np.array(pivot) + (dx, dy) - matrix @ np.array(pivot)
-    return cv2.warpAffine(tex, np.hstack([matrix, shift[:, None]]), (width, height), flags=cv2.INTER_LINEAR,
-                          borderMode=cv2.BORDER_REPLICATE)
+def _further_tracks(rng: np.random.Generator, scene: Scene, t_s: Array) -> dict[str, Array]:
+    """Tube, staff arm, pane (x px, y px, degrees) and the shadow's place (px)."""
+    slow, none = _slow(rng, scene, t_s), np.zeros((t_s.size, 3))
+    made = {"tube": none, "hand": none, "pane": none}
+    if scene.tube_frac:
+        shaken = scene.tube_frac * scene.width * np.sin(2 * np.pi * scene.shake_hz * t_s)
+        made["tube"] = np.outer(shaken, (np.cos(1.0), np.sin(1.0), 0.0))
+    if scene.hand_s:
+        made["hand"] = np.stack([0.02 * scene.width * slow(0.8), 0.02 * scene.width * slow(0.8), 3 * slow(0.5)], axis=1)
+    if scene.glare:
+        made["pane"] = np.stack([0.004 * scene.width * slow(0.2), 0.004 * scene.width * slow(0.2), 0 * t_s], axis=1)
+    if scene.shadow:
+        made["wander"] = 0.25 * scene.width * np.stack([slow(0.15), slow(0.15)], axis=1)
+    return made
 
 
-def _blotches(rng: np.random.Generator, height: int, width: int, cells: int) -> F32:
-    """Smooth texture, about zero mean and unit range: (H, W)."""
-    grid = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+def _still_light(rng: np.random.Generator, scene: Scene) -> F32 | None:
+    """The light's fall across the frame as factors (H, W, 3), or None for even light."""
+    if not scene.side_light:
+        return None
+    y, x = np.mgrid[0:scene.height, 0:scene.width].astype(np.float32) / scene.width - 0.5
+    way = rng.choice([0.0, np.pi]) + rng.uniform(-0.5, 0.5)
+    fall = 1 + np.float32(scene.side_light) * (x * np.float32(np.cos(way)) + y * np.float32(np.sin(way)))
+    return np.repeat(np.clip(fall, 0.1, 1.6)[..., None], 3, axis=2).astype(np.float32)
 
 
-def _texture(rng: np.random.Generator, scene: Scene, colour: Array, contrast: float) -> F32:
-    """Cloth, wall or skin: a colour with blotches of several sizes and perhaps stripes. (H, W, 3) counts."""
-    height, width = scene.height, scene.width
-    shade = sum(_blotches(rng, height, width, cells) / np.sqrt(cells / 3) for cells in (3, 9, 27))
-    if contrast > 0.1 and rng.random() < 0.5:
-        y, x = np.mgrid[0:height, 0:width].astype(np.float32) / width
-        way, pitch = rng.uniform(0, np.pi), rng.uniform(8, 40)
-        shade = shade + np.tanh(3 * np.sin(2 * np.pi * pitch * (x * np.cos(way) + y * np.sin(way))))
-    return (np.clip(1 + contrast * shade, 0.15, 2)[..., None] * colour).astype(np.float32)
+def _shadow_map(rng: np.random.Generator, scene: Scene) -> F32:
+    """Light left in a soft shadow with a penumbra: (H, W)."""
+    mask = np.ones((scene.height, scene.width), np.float32)
+    box = cv2.boxPoints(((scene.width * rng.uniform(0.2, 0.8), scene.height * rng.uniform(0.2, 0.8)),
+                         (scene.width * rng.uniform(0.1, 0.4), scene.width * rng.uniform(0.2, 0.8)), rng.uniform(0, 180)))
+    cv2.fillPoly(mask, [box.astype(np.int32)], 1 - scene.shadow)
+    return cv2.GaussianBlur(mask, (0, 0), scene.width * rng.uniform(0.02, 0.08))
 
 
-def _background(rng: np.random.Generator, scene: Scene) -> F32:
-    colour = rng.uniform(40, 200) * rng.uniform(0.75, 1.15, 3)
-    picture = _texture(rng, scene, colour, rng.uniform(0.05, 0.35))
-    for _ in range(int(rng.integers(0, 5))):
-        box = (rng.uniform(0, 1, 4) * (scene.width, scene.height, scene.width / 2, scene.height / 2)).astype(int)
-        cv2.rectangle(picture, (int(box[0]), int(box[1]), int(box[2]) + 2, int(box[3]) + 2),
-                      (rng.uniform(20, 230, 3)).tolist(), -1)
-    picture = cv2.GaussianBlur(picture, (0, 0), max(0.5, scene.width / 320))
-    return _exposed(picture, scene)
-
-
-def _exposed(picture: F32, scene: Scene) -> F32:
-    if scene.infrared:
-        picture = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
-    return np.clip(picture * np.float32(scene.brightness), 0, 252)
-
-
-SKIN_LIGHT = np.array([165.0, 185.0, 225.0])
-SKIN_DARK = np.array([38.0, 50.0, 78.0])
-"""Encoded blue, green, red of the lightest and darkest skin under white light."""
-
-
-def _ellipse(scene: Scene, cx: float, cy: float, rx: float, ry: float, angle_deg: float, soft: float) -> F32:
-    mask = np.zeros((scene.height, scene.width), np.float32)
-    cv2.ellipse(mask, (int(cx), int(cy)), (max(2, int(rx)), max(2, int(ry))), angle_deg, 0, 360, 1.0, -1, cv2.LINE_AA)
-    return cv2.GaussianBlur(mask, (0, 0), max(0.6, soft))
-
-
-def _skin_layer(rng: np.random.Generator, scene: Scene, alpha: F32, pivot: tuple[float, float], breathes: float,
-                is_head: bool) -> Layer:
-    """A skin part with features, shading and a perfusion map (patches of little perfusion included)."""
-    colour = (SKIN_LIGHT * (1 - scene.skin_tone) + SKIN_DARK * scene.skin_tone) * rng.uniform(0.92, 1.08, 3)
-    tex = _texture(rng, scene, colour, rng.uniform(0.02, 0.08))
-    y, x = np.mgrid[0:scene.height, 0:scene.width].astype(np.float32)
-    way = rng.uniform(0, 2 * np.pi)
-    lit = ((x - pivot[0]) * np.cos(way) + (y - pivot[1]) * np.sin(way)) / scene.width
-    tex = tex * np.clip(1 + rng.uniform(0, 0.8) * lit, 0.4, 1.5)[..., None]
-    perfusion = np.clip(1 + 0.6 * sum(_blotches(rng, scene.height, scene.width, c) for c in (2, 5)), 0.1, 2)
-    if is_head:
-        size = scene.subject_frac * scene.width * 0.25
-        for _ in range(int(rng.integers(2, 6))):  # eyes, mouth, hair line, tape: dark or light, hardly perfused
-            ex, ey = np.array(pivot) + rng.uniform(-0.7, 0.7, 2) * size
-            feature = _ellipse(scene, ex, ey, rng.uniform(0.06, 0.25) * size, rng.uniform(0.04, 0.18) * size,
-                               rng.uniform(0, 180), 1.0)[..., None]
-            tex = tex * (1 - feature) + feature * tex * rng.uniform(0.3, 1.3)
-            perfusion = perfusion * (1 - 0.8 * feature[..., 0])
-    tex = _exposed(tex.astype(np.float32), scene)
-    pulse = None
-    if scene.has_pulse:
-        weights = np.full(3, 0.4, np.float32) if scene.infrared else PULSE_BGR * rng.uniform(0.8, 1.2, 3)
-        # half the AC/DC: the wave has unit standard deviation, about a quarter of its peak to peak
-        strength = scene.pulse_amplitude * COUNTS_PER_LIGHT / 3.5
-        change = tex * (perfusion * strength)[..., None] * weights * alpha[..., None]
-        pulse = np.concatenate([change, np.zeros_like(change[..., :1])], axis=2).astype(np.float32)
-    base = np.concatenate([tex * alpha[..., None], alpha[..., None]], axis=2).astype(np.float32)
-    return Layer(base, pulse, None, pivot, breathes, is_head)
-
-
-def _torso_layer(rng: np.random.Generator, scene: Scene, alpha: F32, pivot: tuple[float, float]) -> Layer:
-    if scene.bare_chest:
-        layer = _skin_layer(rng, scene, alpha, pivot, 1.0, False)
-    else:
-        colour = rng.uniform(60, 235) * rng.uniform(0.7, 1.1, 3)
-        tex = _exposed(_texture(rng, scene, colour, rng.uniform(0.03, 0.3)), scene)
-        base = np.concatenate([tex * alpha[..., None], alpha[..., None]], axis=2).astype(np.float32)
-        layer = Layer(base, None, None, pivot, 1.0, False)
-    if not scene.has_breathing:
-        return layer
-    # a rising chest turns its flanks towards or away from the lamp; 0.3-3 x the relative displacement
-    shading = _blotches(rng, scene.height, scene.width, 3) * scene.breath_frac * rng.uniform(0.3, 3.0)
-    change = layer.base[..., :3] * shading[..., None]
-    return replace(layer, breath=np.concatenate([change, np.zeros_like(change[..., :1])], axis=2).astype(np.float32))
-
-
-def _layers(rng: np.random.Generator, scene: Scene) -> list[Layer]:
-    """The body's parts from back to front, anywhere in the frame and turned any way (newborns lie sideways)."""
-    width, height = scene.width, scene.height
-    if scene.kind in ("noise", "black", "empty_cot"):
-        return []
-    if scene.kind == "patch":
-        alpha = np.ones((height, width), np.float32)
-        return [_skin_layer(rng, scene, alpha, (width / 2, height / 2), 0.0, False)]
-    size = scene.subject_frac * width
-    turn = rng.uniform(0, 2 * np.pi)
-    cx, cy = width * rng.uniform(0.35, 0.65), height * rng.uniform(0.35, 0.65)
-    axis = np.array([np.cos(turn), np.sin(turn)])
-    soft = width / 200
-    layers = []
-    if scene.kind == "object":
-        alpha = _ellipse(scene, cx, cy, size / 2, size / 3, np.degrees(turn), soft)
-        return [_torso_layer(rng, replace(scene, bare_chest=False), alpha, (cx, cy))]
-    tx, ty = np.array([cx, cy]) + axis * size * (0.45 if scene.kind != "chest" else 0.1)
-    if scene.kind in ("newborn", "chest", "doll") or rng.random() < 0.6:
-        alpha = _ellipse(scene, tx, ty, size * 0.5, size * rng.uniform(0.28, 0.4), np.degrees(turn), soft)
-        layers.append(_torso_layer(rng, scene, alpha, (float(tx), float(ty))))
-    if scene.kind == "chest":
-        return layers
-    hx, hy = np.array([cx, cy]) - axis * size * (0.28 if scene.kind != "face" else 0.0)
-    radius = size * (0.25 if scene.kind != "face" else 0.45)
-    alpha = _ellipse(scene, hx, hy, radius * 1.15, radius * 0.9, np.degrees(turn), soft)
-    layers.append(_skin_layer(rng, scene, alpha, (float(hx), float(hy)), rng.uniform(0, 0.35), True))
-    if scene.kind == "newborn" and rng.random() < 0.5:  # an arm or a leg
-        lx, ly = np.array([tx, ty]) + rng.uniform(-0.4, 0.4, 2) * size
-        alpha = _ellipse(scene, lx, ly, size * 0.28, size * 0.09, rng.uniform(0, 180), soft)
-        layers.append(_skin_layer(rng, scene, alpha, (float(lx), float(ly)), 0.5, False))
-    return layers
+def _noise_bank(rng: np.random.Generator, scene: Scene) -> F32:
+    """Noise of unit deviation: (n,), rows of the picture when it has a grain."""
+    size = min(4 * scene.width * scene.height * 3, NOISE_BANK)
+    bank = rng.standard_normal(size, np.float32)
+    if not scene.grain_px:
+        return bank
+    rows = size // (3 * scene.width)
+    wide = cv2.GaussianBlur(bank[:rows * 3 * scene.width].reshape(rows, scene.width, 3), (0, 0), scene.grain_px)
+    return (wide / wide.std()).ravel()
 
 
 def _through_h264(pictures: Iterator[NDArray[np.uint8]], scene: Scene) -> Iterator[NDArray[np.uint8]]:
@@ -405,6 +371,7 @@ def _through_h264(pictures: Iterator[NDArray[np.uint8]], scene: Scene) -> Iterat
     with av.open(buffer, "w", format="matroska") as sink:
         stream = sink.add_stream("libx264", rate=round(scene.fps),
                                  options={"crf": scene.codec.split(":")[1], "preset": "veryfast"})
+        stream.thread_count = 1  # clips are rendered side by side
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         for picture in pictures:
             sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))

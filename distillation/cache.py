@@ -1,7 +1,8 @@
 """Training clips, rendered once and kept normalised outside git.
 
 Each clip is what the stem sees (edge.clip, the runtime's own preprocessing) as int8: the deployed stem is INT8 too, and
-one step is a third of the sensor noise of a typical clip. Truth stands on the same grid.
+one step is a third of the sensor noise of a typical clip. Truth stands on the same grid. A cache that was not finished is
+gone on with, clip by clip.
 """
 
 from __future__ import annotations
@@ -11,32 +12,43 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration import phantom, rhythms, scenes
-from calibration.phantom import Phantom, Scene
-from calibration.scenes import restraint_scene, training_scene
+import calibration
+from calibration.domains import domain_test_scene, mixed_scene
+from calibration.recordings import Recordings
+from calibration.scene import Scene
+from calibration.scenes import restraint_scene
+from distillation import example
+from distillation.example import Example, make_example
 from edge import clip
-from edge.clip import CHANNELS, LIGHT_CLIP, Region, area_means, normalise_clip
+from edge.clip import CHANNELS
 
-INT8_STEP = LIGHT_CLIP / 127.0
-
-PULSE_SEEN_R2, PULSE_LOST_R2 = 0.40, 0.10
-"""A pulse counts as visible when a linear reading of the skin explains this share of it, as lost below the other."""
+MADE_BY = ("body", "domains", "phantom", "recordings", "rhythms", "scene", "scenes")
+"""Modules of calibration/ that decide what a rendered clip looks like."""
 
 
-SUITES: dict[str, Callable[[int], Scene]] = {"training": training_scene, "restraint": restraint_scene}
+def recordings_hash(folder: str) -> str:
+    """SHA-256 over names and content of a folder's recordings: what was used, wherever it lies."""
+    found = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*/truth.json")):
+        found.update(file.parent.name.encode() + file.read_bytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a cache holds: n clips of n_samples grid points from seed0 on, each a scene of `suite` (SUITES)."""
+    """What a cache holds: n clips of n_samples grid points from seed0 on.
+
+    suite: `mixed` (training), `restraint`, or `test:NAME`, the test scenes of a domain or an incubator scene.
+    held_out: domains that a mixed suite leaves out. recordings: folder of recorded beat and breath times, or "".
+    """
 
     suite: str
     n: int
@@ -44,121 +56,114 @@ class CacheSpec:
     n_samples: int
     fs_hz: float
     size: int
+    held_out: tuple[str, ...] = ()
+    recordings: str = ""
 
     def key(self) -> str:
-        """Folder name: changes with the request and with the code that renders and normalises."""
-        made_by = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for file in (phantom.__file__, rhythms.__file__, scenes.__file__, clip.__file__, __file__):
-            made_by.update(Path(file or "").read_bytes())
-        return f"{self.suite}-{self.seed0}-{self.n}-{made_by.hexdigest()[:12]}"
+        """Folder name: changes with the request, with the recordings, and with the code that renders and normalises."""
+        request = asdict(self) | {"recordings": ""}
+        made_by = hashlib.sha256(json.dumps(request).encode())
+        rendering = [Path(calibration.__path__[0]) / f"{name}.py" for name in MADE_BY]
+        for file in (*rendering, Path(clip.__file__), Path(example.__file__)):
+            made_by.update(file.read_bytes())
+        if self.recordings:
+            made_by.update(recordings_hash(self.recordings).encode())
+        return f"{self.suite.replace(':', '-')}-{self.seed0}-{self.n}-{made_by.hexdigest()[:12]}"
 
-
-BREATH_OVER_MOTION = 1.0
-"""A chest's edge moves by about half of breath_frac; other motion above this share of breath_frac hides the breath."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One clip's truth on the grid: waves (n,), rates per minute (n,), and whether each rhythm can be seen.
-
-    Presence is 1 (seen), 0 (not there or not to be seen) or -1 (in between: neither taught nor judged).
-    """
-
-    pulse: NDArray[np.float32]
-    resp: NDArray[np.float32]
-    hr: NDArray[np.float32]
-    rr: NDArray[np.float32]
-    valid: NDArray[np.bool_]
-    pulse_presence: int
-    resp_presence: int
-
-
-def pulse_r2(light: NDArray[np.float32], pulse: NDArray[np.float64], fs_hz: float, hr_hz: float) -> float:
-    """Share of the pulse that the best fixed mix of the skin's mean colours explains around the heart rate.
-
-    light: (n, 3). Both are cut to hr +-0.4 Hz first, so the answer is about the pulse and not about drift.
-    """
-    freqs = np.fft.rfftfreq(pulse.size, 1 / fs_hz)
-    keep = np.abs(freqs - hr_hz) <= 0.4
-    columns = np.fft.rfft(light - light.mean(axis=0), axis=0)[keep]
-    target = np.fft.rfft(pulse)[keep]
-    stacked = np.concatenate([columns.real, columns.imag])
-    goal = np.concatenate([target.real, target.imag])
-    mix, *_ = np.linalg.lstsq(stacked, goal, rcond=None)
-    return 1.0 - float(((goal - stacked @ mix) ** 2).sum() / max(float((goal**2).sum()), 1e-12))
-
-
-def make_example(scene: Scene, spec: CacheSpec) -> tuple[NDArray[np.int8], Example]:
-    """Render one scene: int8 (n_samples, CHANNELS, S, S) and its truth. A short clip is padded with invalid samples."""
-    body = Phantom(scene)
-    seen_clip = normalise_clip(iter(body), None, spec.fs_hz, spec.size, limit=spec.n_samples)
-    n = seen_clip.frames.shape[0]
-    pad = spec.n_samples - n
-    t_s = seen_clip.t_end_ns / 1e9 + (np.arange(n) - n + 1) / spec.fs_hz
-    zero = np.zeros(n)
-    pulse = body.pulse.at(t_s) if body.pulse else zero
-    resp = body.breath.at(t_s) if body.breath else zero
-    hr = body.pulse.rate_at(t_s) if body.pulse else zero
-    rr = body.breath.rate_at(t_s) if body.breath else zero
-    seen = 0
-    if body.pulse is not None:
-        region = Region(0, 0, scene.width, scene.height)
-        weights = area_means(np.repeat(body.pulse_map()[..., None] * 50, 3, 2).clip(0, 255).astype(np.uint8),
-                             region, spec.size)[..., 0]
-        light = np.einsum("nchw,hw->nc", seen_clip.frames[:, :3], weights / max(float(weights.sum()), 1e-6))
-        r2 = pulse_r2(light, pulse, spec.fs_hz, float(hr.mean()) / 60)
-        seen = 1 if r2 > PULSE_SEEN_R2 else 0 if r2 < PULSE_LOST_R2 else -1
-    frames = np.zeros((spec.n_samples, CHANNELS, spec.size, spec.size), np.int8)
-    frames[:n] = np.rint(seen_clip.frames / INT8_STEP).astype(np.int8)
-
-    def padded(x: NDArray) -> NDArray[np.float32]:
-        return np.pad(x, (0, pad)).astype(np.float32)
-
-    return frames, Example(padded(pulse), padded(resp), padded(hr), padded(rr), np.pad(seen_clip.valid, (0, pad)), seen,
-                           _breath_presence(scene, body))
-
-
-def _breath_presence(scene: Scene, body: Phantom) -> int:
-    """As for the pulse. A head that nods a little, a breath smaller than the posture's own motion, and a thing that
-    rocks slowly are neither breathing for sure nor surely not."""
-    slow_rock = 0 < scene.sway_hz <= 2.2
-    if body.breath is None:
-        return -1 if slow_rock else 0
-    other = max(scene.motion_frac, scene.shake_frac, scene.sway_frac if scene.sway_hz else 0.0)
-    hidden = other > BREATH_OVER_MOTION * scene.breath_frac
-    return 1 if body.shows_chest and not hidden else -1
+    def scene(self, index: int) -> Scene:
+        seed, duration_s = self.seed0 + index, self.n_samples / self.fs_hz + 0.8
+        if self.suite == "mixed":
+            recordings = Recordings(Path(self.recordings), "train") if self.recordings else None
+            return mixed_scene(seed, holdout=frozenset(self.held_out), recordings=recordings)
+        if self.suite == "restraint":
+            return restraint_scene(seed)
+        what, _, name = self.suite.partition(":")
+        if what != "test":
+            raise ValueError(f"suite {self.suite!r} unknown; choose mixed, restraint or test:NAME")
+        recordings = Recordings(Path(self.recordings), "test") if self.recordings else None
+        return domain_test_scene(name, index, width=192, height=144, duration_s=duration_s, recordings=recordings)
 
 
 def _work(job: tuple[int, CacheSpec, str]) -> tuple[int, Example]:
     index, spec, path = job
     cv2.setNumThreads(1)
-    frames, example = make_example(SUITES[spec.suite](spec.seed0 + index), spec)
+    frames, made = make_example(spec.scene(index), spec.n_samples, spec.fs_hz, spec.size,
+                                Path(spec.recordings) if spec.recordings else None)
     store = np.lib.format.open_memmap(path, mode="r+")
     store[index] = frames
-    return index, example
+    return index, made
 
 
 def build(spec: CacheSpec, folder: Path, workers: int = 2) -> Path:
-    """Render the cache unless it is there already; returns its folder. Progress goes to stderr."""
+    """Render the cache, or what is missing of it; returns its folder. Progress goes to stderr."""
     done = folder / spec.key()
     if (done / "spec.json").exists():
         return done
-    done.mkdir(parents=True, exist_ok=True)
-    path = done / "frames.npy"
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.int8,
-                              shape=(spec.n, spec.n_samples, CHANNELS, spec.size, spec.size)).flush()
-    examples: list[Example | None] = [None] * spec.n
+    parts = done / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    path, shape = done / "frames.npy", (spec.n, spec.n_samples, spec.size, spec.size, CHANNELS)
+    if not _usable(path, shape):
+        for part in parts.iterdir():
+            part.unlink()
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=shape).flush()
+    missing = [i for i in range(spec.n) if not (parts / f"{i}.npz").exists()]
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        jobs = [(i, spec, str(path)) for i in range(spec.n)]
-        for count, (index, example) in enumerate(pool.imap_unordered(_work, jobs, chunksize=4), 1):
-            examples[index] = example
-            if count % 20 == 0 or count == spec.n:
+        jobs = [(i, spec, str(path)) for i in missing]
+        for count, (index, made) in enumerate(pool.imap_unordered(_work, jobs, chunksize=4), 1):
+            write_columns(parts / f"{index}.npz", asdict(made))
+            if count % 20 == 0 or count == len(missing):
                 per_clip = (time.monotonic() - start) / count
-                print(f"\rrendered {count}/{spec.n} clips, {per_clip:.2f} s each", end="", file=sys.stderr, flush=True)
+                print(f"\r{spec.suite}: rendered {count}/{len(missing)} clips, {per_clip:.2f} s each", end="",
+                      file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    made = [e for e in examples if e is not None]
-    columns = {name: np.stack([getattr(e, name) for e in made]) for name in asdict(made[0])}
-    np.savez(done / "truth.npz", **columns)
+    every = [np.load(parts / f"{i}.npz") for i in range(spec.n)]
+    write_columns(done / "truth.npz", {f.name: np.stack([part[f.name] for part in every]) for f in fields(Example)})
     (done / "spec.json").write_text(json.dumps(asdict(spec)))
+    for part in parts.iterdir():
+        part.unlink()
+    parts.rmdir()
     return done
+
+
+def _usable(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a cache that was begun can be gone on with."""
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError):
+        return False
+
+
+def write_columns(path: Path, columns: dict[str, Any]) -> None:
+    """Arrays by name as one npz, whole or not at all."""
+    partial = path.with_name(f"partial-{path.name}")
+    np.savez(partial, **columns)
+    partial.replace(path)
+
+
+def open_frames(folder: Path) -> NDArray[np.int8]:
+    """A cache's frames as int8 (n, n_samples, CHANNELS, S, S), on disk until they are used.
+
+    They lie there with the channels last, as the stem trains fastest on a CPU; this is a view.
+    """
+    return np.load(folder / "frames.npy", mmap_mode="r").transpose(0, 1, 4, 2, 3)
+
+
+class Cache:
+    """Rendered caches, opened as one: frames stay on disk until a batch needs them."""
+
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
+        stores = [open_frames(folder) for folder in folders]
+        truths = [np.load(folder / "truth.npz") for folder in folders]
+        self.truth = {name: np.concatenate([t[name] for t in truths]) for name in truths[0].files}
+        self._rows = [(store, i) for store in stores for i in range(store.shape[0])]
+        self.n_samples = int(stores[0].shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def frames(self, index: int, cut: slice) -> NDArray[np.int8]:
+        """int8 (n, CHANNELS, S, S), channels last in memory."""
+        store, row = self._rows[index]
+        return np.copy(store[row, cut], order="K")

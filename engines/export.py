@@ -44,8 +44,8 @@ def _write_onnx(module: torch.nn.Module, args: tuple[torch.Tensor, ...], path: P
 def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict[str, Any] | None) -> Path:
     """Write stem, head and sidecar of a training run into `out`; returns the sidecar.
 
-    run: the folder that training filled (student.pt, config.json, log.jsonl). measured: an evaluation
-    of these very weights, or None before there is one.
+    run: the folder that training filled (student.pt, config.json, log.jsonl, and teacher/ where it made one). measured: an
+    evaluation of these very weights, or None before there is one.
     Raises ExportError when ONNX Runtime's answer differs from torch's by more than AGREEMENT.
     """
     settings = json.loads((run / "config.json").read_text())
@@ -73,15 +73,17 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
     log = (run / "log.jsonl").read_text()
     (out / "training.jsonl").write_text(log)
     last = json.loads(log.splitlines()[-1])
+    teacher = run / "teacher" / "teacher.json"
     record = {
         "format": sidecar.FORMAT,
-        "model": {"name": "physvlm-v1", "fs_hz": config.fs_hz, "window": config.window, "size": config.size,
+        "model": {"name": "physvlm-v2", "fs_hz": config.fs_hz, "window": config.window, "size": config.size,
                   "channels": config.channels, "cells": config.grid**2, "features": config.features,
                   "normalisation": normalisation},
         "files": hashes,
         "parameters": sum(p.numel() for p in student.parameters()),
         "onnx": {"opset": OPSET, "torch": torch.__version__, "largest_difference_from_torch": float(f"{worst:.2g}")},
         "training": {"config": settings["train"], "student": settings["student"], "log_end": last,
+                     "teacher": json.loads(teacher.read_text()) if teacher.exists() else None,
                      "python": platform.python_version(), "machine": platform.machine()},
         "measured": {} if measured is None else {"roi": measured.get("roi"), **measured["suites"]},
     }

@@ -11,6 +11,7 @@ are our design.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,16 @@ TILT = {"pulse": 0.5, "resp": 1.0}
 """Spectra are weighted by frequency to this power before cells are compared: posture and light fall off as 1/f."""
 
 
+LEAK_HARMONICS = {"pulse": (1, 2, 3), "resp": (1,)}
+"""Multiples of the other task's rate that are taken out: a breath's harmonics of the pulse, the beat itself of the breath."""
+
+
 @dataclass(frozen=True)
 class StudentConfig:
-    """Sizes. window: samples the head sees (17 s at 30 Hz, so that slow breathing has cycles enough)."""
+    """Sizes. window: samples the head sees (17 s at 30 Hz, so that slow breathing has cycles enough).
+
+    wavelet, attention: False takes that part out, for the ablation: sub-bands pass as they are, all cells count alike.
+    """
 
     fs_hz: float = 30.0
     window: int = 512
@@ -41,9 +49,11 @@ class StudentConfig:
     stem_width: int = 16
     features: int = 24
     series: int = 4
-    hidden: int = 24
+    hidden: int = 32
     wavelet_levels: int = 7
     top_hz: float = 6.6
+    wavelet: bool = True
+    attention: bool = True
 
     @property
     def grid(self) -> int:
@@ -67,6 +77,33 @@ class Stem(nn.Module):
         return torch.cat([self.mean(frames), learned], dim=1).flatten(2).transpose(1, 2)
 
 
+class Found(NamedTuple):
+    """What one task's attention found.
+
+    series: rhythm, attended and mean series (b, 1 + 2 K, T). attention: (b, P). chosen: how the belief about the
+    fundamental is spread over frequencies (b, F), sums to 1. band: what passes around it (b, F). stats: (b, 5).
+    """
+
+    series: Tensor
+    attention: Tensor
+    chosen: Tensor
+    band: Tensor
+    stats: Tensor
+
+
+class HeadOutput(NamedTuple):
+    """Everything that training looks at. The first three are what is exported.
+
+    waves (b, 2, T), presence logits (b, 2), attention (b, 2, P), chosen (b, 2, F), activity (b, 2, hidden).
+    """
+
+    waves: Tensor
+    presence: Tensor
+    attention: Tensor
+    chosen: Tensor
+    activity: Tensor
+
+
 class FrequencyAlignedAttention(nn.Module):
     """Where the rhythm is: per-cell spectra, the band that the whole picture agrees on, prominence in it, attention.
 
@@ -76,6 +113,7 @@ class FrequencyAlignedAttention(nn.Module):
 
     def __init__(self, config: StudentConfig, task: str, freqs_hz: Tensor) -> None:
         super().__init__()
+        self.aligned = config.attention
         low, high = BAND_HZ[task]
         weight = (freqs_hz / high) ** TILT[task] * torch.sigmoid((freqs_hz - 0.9 * low) / 0.02)
         self.register_buffer("weight", torch.cat([weight, weight]), persistent=False)
@@ -90,9 +128,8 @@ class FrequencyAlignedAttention(nn.Module):
         self.focus = nn.Parameter(torch.tensor(1.5))
         self.start = nn.Parameter(torch.randn(config.series) * 0.3 + 0.5)
 
-    def forward(self, series: Tensor, spectra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """series (b, P, K, T), spectra (b, P, K, 2F) -> rhythm, attended and mean series (b, 1 + 2 K, T), attention
-        (b, P), selected band (b, F), statistics (b, 5)."""
+    def forward(self, series: Tensor, spectra: Tensor) -> Found:
+        """series (b, P, K, T), spectra (b, P, K, 2F)."""
         b, cells, k, _ = series.shape
         spectra = spectra * self.weight
         energy = (spectra**2).sum((2, 3), keepdim=True)
@@ -108,12 +145,12 @@ class FrequencyAlignedAttention(nn.Module):
         band = fundamental + 0.5 * (chosen @ self.octave)
         inside = (share * band[:, None]).sum(-1).clamp(0, 0.999)
         prominence = torch.log(inside + 1e-3) - torch.log(1.0 - inside + 1e-2)
-        attention = torch.softmax(self.focus * prominence, dim=-1)
+        attention = torch.softmax(self.focus * prominence * float(self.aligned), dim=-1)
         weight = torch.sqrt(fundamental + 1e-6)
         rows = spectra * torch.cat([weight, weight], dim=-1)[:, None, None] * attention[:, :, None, None]
         rows = rows.reshape(b, cells * k, 2 * bins)
         vector = (attention[:, :, None] * self.start).reshape(b, cells * k, 1)
-        for _ in range(3):
+        for _ in range(3 * self.aligned):
             vector = rows @ (rows.transpose(1, 2) @ vector)
             vector = vector / (vector.norm(dim=1, keepdim=True) + 1e-8)
         explained = ((rows.transpose(1, 2) @ vector) ** 2).sum((1, 2)) / ((rows**2).sum((1, 2)) + 1e-8)
@@ -124,7 +161,7 @@ class FrequencyAlignedAttention(nn.Module):
         stats = torch.stack([prominence.max(1).values, (attention * prominence).sum(1), entropy,
                              torch.log(explained + 1e-3), torch.log(common + 1e-3)], dim=1)
         pooled = (series * attention[:, :, None, None]).sum(1)
-        return torch.cat([rhythm[:, None], pooled, series.mean(1)], dim=1), attention, band, stats
+        return Found(torch.cat([rhythm[:, None], pooled, series.mean(1)], dim=1), attention, chosen, band, stats)
 
 
 class WaveletTemporalBlock(nn.Module):
@@ -133,9 +170,10 @@ class WaveletTemporalBlock(nn.Module):
     With all gates open the output equals the input (the transform is additive): tested.
     """
 
-    def __init__(self, channels: int, levels: int) -> None:
+    def __init__(self, channels: int, levels: int, filters: bool = True) -> None:
         super().__init__()
         self.levels = levels
+        self.filters = filters
         kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
         self.register_buffer("kernel", kernel.reshape(1, 1, 1, 5).repeat(channels, 1, 1, 1), persistent=False)
         self.gate = nn.Sequential(nn.Linear(channels * (levels + 1), 48), nn.ReLU(),
@@ -152,47 +190,82 @@ class WaveletTemporalBlock(nn.Module):
         return torch.cat([*parts, coarse], dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.filters:
+            return x
         parts = self.bands(x)
         energy = torch.log((parts**2).mean(-1) + 1e-4)
         gates = torch.sigmoid(self.gate(energy.flatten(1)) + 1.0).reshape(energy.shape)
         return (parts * gates[..., None]).sum(2, keepdim=True)
 
 
+class LeakGate(nn.Module):
+    """Takes the other task's rhythm and its harmonics out of a wave: cross-task, at the frequencies seen right now.
+
+    A breath moves the whole picture and its 2nd and 3rd harmonics lie where a newborn's heart beats. The wave is projected
+    on the bins of a plain (untapered, orthogonal) DFT there, and as much of that is subtracted as the learned depth says,
+    except where the own rhythm lies. Where the other task sees no clear rhythm its belief is spread thin and nothing goes.
+    """
+
+    def __init__(self, config: StudentConfig, freqs_hz: Tensor, harmonics: tuple[int, ...]) -> None:
+        super().__init__()
+        step = config.fs_hz / config.window
+        angle = 2 * torch.pi * (torch.arange(config.window)[:, None] / config.fs_hz) * freqs_hz[None]
+        basis = torch.cat([torch.cos(angle), torch.sin(angle)], dim=1) * (2.0 / config.window) ** 0.5
+        self.register_buffer("basis", basis.float(), persistent=False)
+
+        def reach(k: int, bins: float, wander: float) -> Tensor:
+            # a rate that wanders is k times as wide at its k-th harmonic
+            width = bins * step + wander * k * freqs_hz[:, None]
+            return torch.exp(-0.5 * ((k * freqs_hz[:, None] - freqs_hz[None]) / width) ** 2)
+
+        self.register_buffer("other", torch.stack([reach(k, 1.3, 0.04) for k in harmonics]).amax(0), persistent=False)
+        self.register_buffer("own", torch.stack([reach(k, 1.5, 0.02) for k in (1, 2)]).amax(0), persistent=False)
+        self.depth = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, wave: Tensor, other: Tensor, own: Tensor) -> Tensor:
+        """wave (b, T); both beliefs about the fundamental (b, F) -> (b, T)."""
+        # a belief is never a single line: two thirds of it within reach of a bin count as all of it
+        of_other, of_own = ((1.5 * (belief @ reach)).clamp(0, 1) for belief, reach in ((other, self.other), (own, self.own)))
+        leak = torch.sigmoid(self.depth) * of_other * (1 - of_own)
+        return wave - ((wave @ self.basis) * torch.cat([leak, leak], dim=1)) @ self.basis.T
+
+
 class TaskHead(nn.Module):
     """One task's waveform and presence from its attended series."""
 
-    def __init__(self, config: StudentConfig, task: str, inputs: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, config: StudentConfig, task: str, inputs: int, dilations: tuple[int, ...], freqs_hz: Tensor) -> None:
         super().__init__()
         hidden = config.hidden
         self.half = DRIFT_SAMPLES[task] // 2
         smooth = torch.hann_window(DRIFT_SAMPLES[task] + 2, periodic=False)[1:-1]
         self.register_buffer("smooth", (smooth / smooth.sum()).reshape(1, 1, 1, -1).repeat(inputs, 1, 1, 1),
                              persistent=False)
-        self.wavelet = WaveletTemporalBlock(inputs, config.wavelet_levels)
+        self.wavelet = WaveletTemporalBlock(inputs, config.wavelet_levels, config.wavelet)
         self.enter = nn.Conv2d(inputs, hidden, (1, 7), padding=(0, 3))
         self.blocks = nn.ModuleList(
             nn.Conv2d(hidden, hidden, (1, 7), padding=(0, 3 * d), dilation=(1, d)) for d in dilations)
         self.leave = nn.Conv2d(hidden, 1, (1, 1))
         self.skip = nn.Parameter(torch.tensor(1.0))
+        self.leak = LeakGate(config, freqs_hz, LEAK_HARMONICS[task])
         self.presence = nn.Sequential(nn.Linear(hidden + 5 + 2, 32), nn.ReLU(), nn.Linear(32, 1))
 
-    def forward(self, series: Tensor, mask: Tensor, band: Tensor, stats: Tensor, dft: Tensor) -> tuple[Tensor, Tensor]:
-        """series (b, C, T), mask (b, T), the task's band (b, F) -> waveform (b, T), presence logit (b,)."""
+    def forward(self, series: Tensor, mask: Tensor, own: Found, other: Found, dft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """series (b, C, T), mask (b, T), what both tasks found -> waveform (b, T), presence logit (b,), activity."""
         series = self._without_drift(series, mask)
         x = F.relu(self.enter(self.wavelet(series[:, :, None]) * mask[:, None, None]))
         for block in self.blocks:
             x = x + F.relu(block(x))
-        wave = (self.leave(x)[:, 0, 0] + self.skip * series[:, 0]) * mask
+        wave = self.leave(x)[:, 0, 0] + self.skip * series[:, 0]
+        wave = self.leak(wave * mask, other.chosen, own.chosen) * mask
         wave = wave - (wave.sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3)) * mask
         wave = wave / torch.sqrt((wave**2).sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3) + 1e-6)
         spectrum = wave @ dft
-        bins = band.shape[1]
+        bins = own.band.shape[1]
         power = spectrum[:, :bins] ** 2 + spectrum[:, bins:] ** 2
         share = power / (power.sum(1, keepdim=True) + 1e-6)
-        shape = torch.stack([(share * band).sum(1), torch.log(share.max(1).values + 1e-3)], dim=1)
+        shape = torch.stack([(share * own.band).sum(1), torch.log(share.max(1).values + 1e-3)], dim=1)
         activity = (torch.abs(x[:, :, 0]) * mask[:, None]).sum(2) / (mask.sum(1, keepdim=True) + 1e-3)
-        return wave, self.presence(torch.cat([activity, stats, shape], dim=1))[:, 0]
-
+        return wave, self.presence(torch.cat([activity, own.stats, shape], dim=1))[:, 0], activity
 
     def _without_drift(self, series: Tensor, mask: Tensor) -> Tensor:
         """series (b, C, T) minus its local mean over valid samples, then to unit variance."""
@@ -228,10 +301,14 @@ class Head(nn.Module):
             self.project.weight[:, :config.channels] += known[rows]
         self.attend = nn.ModuleList(FrequencyAlignedAttention(config, t, freqs.float()) for t in TASKS)
         inputs = 2 + 2 * config.series
-        self.heads = nn.ModuleList([TaskHead(config, "pulse", inputs, (2, 4, 8)),
-                                    TaskHead(config, "resp", inputs, (2, 8, 16))])
+        self.heads = nn.ModuleList([TaskHead(config, "pulse", inputs, (2, 4, 8), freqs.float()),
+                                    TaskHead(config, "resp", inputs, (2, 8, 16), freqs.float())])
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.full(features, mask)[:3]
+
+    def full(self, features: Tensor, mask: Tensor) -> HeadOutput:
+        """The same, and what training looks at beside it."""
         b, t, cells, _ = features.shape
         k = self.config.series
         count = mask.sum(1)[:, None, None, None] + 1e-3
@@ -240,14 +317,14 @@ class Head(nn.Module):
         spectra = series @ self.dft
         found = [attend(series[:, :, i * k:(i + 1) * k], spectra[:, :, i * k:(i + 1) * k])
                  for i, attend in enumerate(self.attend)]
-        waves, logits = [], []
+        made = []
         for task, head in enumerate(self.heads):
             own, other = found[task], found[1 - task]
-            inputs = torch.cat([own[0][:, :1], other[0][:, :1], own[0][:, 1:]], dim=1)
-            wave, logit = head(inputs, mask, own[2], own[3], self.dft)
-            waves.append(wave)
-            logits.append(logit)
-        return torch.stack(waves, 1), torch.stack(logits, 1), torch.stack([f[1] for f in found], 1)
+            inputs = torch.cat([own.series[:, :1], other.series[:, :1], own.series[:, 1:]], dim=1)
+            made.append(head(inputs, mask, own, other, self.dft))
+        waves, logits, activity = (torch.stack(each, 1) for each in zip(*made, strict=True))
+        return HeadOutput(waves, logits, torch.stack([f.attention for f in found], 1),
+                          torch.stack([f.chosen for f in found], 1), activity)
 
 
 class Student(nn.Module):
@@ -259,10 +336,15 @@ class Student(nn.Module):
         self.stem = Stem(self.config)
         self.head = Head(self.config)
 
-    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, frames: Tensor, mask: Tensor) -> HeadOutput:
         """frames (b, T, channels, S, S), mask (b, T), 1 where there was a frame."""
-        b, t = frames.shape[:2]
-        # channels last trains the stem six times faster on a CPU
-        flat = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.stem(flat).reshape(b, t, -1, self.config.features)
-        return self.head(features * mask[:, :, None, None], mask)
+        return self.head.full(torch.stack([self._features(*each) for each in zip(frames, mask, strict=True)]), mask)
+
+    def _features(self, frames: Tensor, mask: Tensor) -> Tensor:
+        """One clip through the stem: (T, cells, features). Frames before the first valid one are not looked at.
+
+        Clip by clip a CPU core trains half as fast again as with the whole batch at once: activations stay in its cache.
+        """
+        first = int(mask.argmax())
+        seen = self.stem(frames[first:].contiguous(memory_format=torch.channels_last)) * mask[first:, None, None]
+        return F.pad(seen, (0, 0, 0, 0, first, 0))

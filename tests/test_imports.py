@@ -32,7 +32,8 @@ RUNTIME_DEPENDENCIES = {
 }
 # the network's definition and its export, which the device never imports
 LAB_MODULES = {"engines.student", "engines.export"}
-LAB_PACKAGES = ("torch", "onnx", "onnxscript", "matplotlib", "scipy", "pywt", "av", "calibration", "distillation")
+LAB_PACKAGES = ("torch", "onnx", "onnxscript", "matplotlib", "scipy", "pywt", "av", "h5py", "transformers", "calibration",
+                "distillation")
 
 
 def modules(package: str) -> dict[str, Path]:

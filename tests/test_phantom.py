@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.phantom import KINDS, Phantom, Scene
+from calibration.phantom import Phantom
 from calibration.record import RecordingError, record
-from calibration.rhythms import breathing, heartbeat
+from calibration.rhythms import breath_shape, breathing, from_times, heartbeat, pulse_shape
+from calibration.scene import KINDS, Scene
 from calibration.scenes import (
     NEWBORN_SEED0,
     PULSE_FREE,
@@ -110,6 +111,49 @@ def test_a_wandering_rate_stays_the_derivative_of_the_phase():
         span = slice(beats[first], beats[last])
         counted_per_min = 60 * beat.fs_hz * (last - first) / (beats[last] - beats[first])
         assert beat.rate_per_min[span].mean() == pytest.approx(counted_per_min, abs=1.5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_given_beat_times_are_the_peaks_of_the_wave(seed):
+    rng = np.random.default_rng(seed)
+    times = 0.3 + np.cumsum(0.4 * rng.uniform(0.8, 1.25, 60))
+    beat = from_times(times, 20.0, pulse_shape(rng))
+    peaks = np.flatnonzero((beat.wave[1:-1] >= beat.wave[:-2]) & (beat.wave[1:-1] > beat.wave[2:])
+                           & (beat.wave[1:-1] > 0.95 * beat.wave.max())) + 1
+    seen = times[(times > 0.1) & (times < 19.9)]
+    assert abs(peaks.size - seen.size) <= 2
+    assert all(np.abs(peaks / beat.fs_hz - t).min() <= 0.010 for t in seen)
+    between = (seen[1:] + seen[:-1]) / 2
+    assert beat.rate_at(between) == pytest.approx(60 / np.diff(seen), rel=0.02)
+
+
+def test_a_long_gap_between_breaths_is_a_pause_at_rate_zero():
+    times = np.concatenate([np.arange(0.5, 8, 1.0), np.arange(15.5, 25, 1.0)])
+    breath = from_times(times, 24.0, breath_shape(np.random.default_rng(1)), longest_s=2.5)
+    assert (breath.rate_at(np.arange(9.0, 14.5, 0.1)) == 0).all() and np.ptp(breath.at(np.arange(9.0, 14.5, 0.1))) < 0.02
+    for t_s in (4.0, 18.0):
+        assert breath.rate_at(np.array([t_s]))[0] == pytest.approx(60)
+    assert (from_times(times, 24.0, breath_shape(np.random.default_rng(1))).rate_per_min > 0).all()
+
+
+@pytest.mark.parametrize("times", [[], [1.0], [1.0, 1.0, 2.0], [2.0, 1.0]])
+def test_times_that_do_not_rise_are_refused(times):
+    with pytest.raises(ValueError, match="strictly rising"):
+        from_times(np.array(times), 10.0, pulse_shape(np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize("variability", [0.005, 0.03, 0.07])
+def test_a_variable_heart_keeps_its_mean_rate_and_varies_as_told(variability):
+    made = [heartbeat(np.random.default_rng(seed), 150.0, 60.0, None, wander=0.0, variability=variability) for seed in range(6)]
+    assert np.mean([beat.rate_per_min.mean() for beat in made]) == pytest.approx(150, rel=0.02)
+    spread = np.mean([(beat.rate_per_min / beat.rate_per_min.mean()).std() for beat in made])
+    assert 0.5 * variability < spread < 1.6 * variability + 0.01
+
+
+def test_breath_intervals_vary_as_told():
+    breath = breathing(np.random.default_rng(3), 50.0, 120.0, wander=0.0, spread=0.25)
+    assert 0.1 < breath.rate_per_min.std() / breath.rate_per_min.mean() < 0.4
+    assert breath.rate_per_min.min() > 20
 
 
 def test_the_pulse_is_in_the_skin_and_nowhere_else():

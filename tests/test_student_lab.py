@@ -1,9 +1,9 @@
-"""The network's parts on signals whose answer is known, its export, and its losses."""
+"""The network's parts on signals whose answer is known, and its export."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,7 @@ import pytest
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("repeatable_torch")]
 torch = pytest.importorskip("torch", reason="the student is defined in torch; it is in the extra `lab`")
 
-from distillation.losses import lagged_correlation, presence_loss, spectral_loss, waveform_loss  # noqa: E402
-from distillation.train import TrainConfig  # noqa: E402
+from distillation.train import TrainConfig, settings_of  # noqa: E402
 from edge.pipeline import normalisation  # noqa: E402
 from engines import sidecar  # noqa: E402
 from engines.export import ExportError, export  # noqa: E402
@@ -78,7 +77,7 @@ def test_attention_finds_the_rhythmic_cells_and_their_band(student, task, channe
     assert set(attention.topk(3).indices.tolist()) == set(cells)
     series = head.project(features).permute(0, 2, 3, 1)
     own = (series - series.mean(-1, keepdim=True))[:, :, task * CONFIG.series:(task + 1) * CONFIG.series]
-    band = head.attend[task](own, own @ head.dft)[2][0]
+    band = head.attend[task](own, own @ head.dft).band[0]
     assert float(head.freqs_hz[band.argmax()]) == pytest.approx(rate_hz, abs=0.09)
 
 
@@ -87,7 +86,7 @@ def test_cells_that_move_in_opposite_directions_add_up(student):
     features = features_with(FLOW_Y, {8: 1.0, 9: 1.0, 26: -1.0, 27: -1.0}, 0.7, noise=0.1)
     series = head.project(features).permute(0, 2, 3, 1)
     own = (series - series.mean(-1, keepdim=True))[:, :, CONFIG.series:]
-    rhythm = head.attend[1](own, own @ head.dft)[0][0, 0]
+    rhythm = head.attend[1](own, own @ head.dft).series[0, 0]
     sine = torch.sin(2 * torch.pi * 0.7 * T_S)
     assert abs(correlation(rhythm, sine)) > 0.95
     assert abs(correlation(features[0, :, :, FLOW_Y].mean(1), sine)) < 0.3
@@ -122,6 +121,63 @@ def test_gradients_are_finite_on_an_empty_window():
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in student.parameters())
 
 
+@pytest.mark.usefixtures("_no_gradients")
+class TestLeakGate:
+    """Breathing at 0.7 Hz with its harmonics beside a pulse at 2.5 Hz."""
+
+    @staticmethod
+    def belief(head, rate_hz):
+        return torch.softmax(-0.5 * ((head.freqs_hz - rate_hz) / 0.06) ** 2, 0)[None] if rate_hz else \
+            torch.full((1, head.freqs_hz.numel()), 1 / head.freqs_hz.numel())
+
+    @staticmethod
+    def size(wave, rate_hz):
+        turn = torch.exp(-2j * torch.pi * rate_hz * T_S)
+        return float((wave * torch.hann_window(CONFIG.window) * turn).sum().abs() / (CONFIG.window / 4))
+
+    def passed(self, student, wave, breath_hz, pulse_hz, depth=6.0):
+        gate = student.head.heads[0].leak
+        before = gate.depth.clone()
+        gate.depth.fill_(depth)
+        out = gate(wave[None], self.belief(student.head, breath_hz), self.belief(student.head, pulse_hz))[0]
+        gate.depth.copy_(before)
+        return out
+
+    @pytest.mark.parametrize("harmonic", [1, 2, 3])
+    def test_harmonics_of_the_breath_are_taken_out_of_the_pulse(self, student, harmonic):
+        wave = torch.sin(2 * torch.pi * 2.5 * T_S) + torch.sin(2 * torch.pi * harmonic * 0.7 * T_S)
+        out = self.passed(student, wave, 0.7, 2.5)
+        assert self.size(out, harmonic * 0.7) < 0.3 and self.size(out, 2.5) > 0.9
+
+    def test_a_pulse_on_a_harmonic_of_the_breath_stays(self, student):
+        wave = torch.sin(2 * torch.pi * 1.4 * T_S)
+        assert self.size(self.passed(student, wave, 0.7, 1.4), 1.4) > 0.9
+
+    def test_without_a_clear_breath_nothing_is_taken(self, student):
+        wave = torch.sin(2 * torch.pi * 2.5 * T_S) + torch.sin(2 * torch.pi * 1.4 * T_S)
+        out = self.passed(student, wave, None, 2.5)
+        assert self.size(out, 1.4) > 0.85 and self.size(out, 2.5) > 0.85
+
+    def test_the_depth_is_learned(self, student):
+        wave = torch.sin(2 * torch.pi * 1.4 * T_S)
+        assert self.size(self.passed(student, wave, 0.7, 2.5, depth=-9.0), 1.4) > 0.95
+
+
+@pytest.mark.parametrize("part", ["wavelet", "attention"])
+def test_a_part_taken_out_for_the_ablation_changes_nothing_else(part):
+    """The same parameters, another answer, and without attention every cell counts alike."""
+    torch.manual_seed(0)
+    full = Student(CONFIG)
+    torch.manual_seed(0)
+    without = Student(replace(CONFIG, **{part: False}))
+    assert [p.shape for p in full.parameters()] == [p.shape for p in without.parameters()]
+    features = features_with(GREEN, {8: 1.0, 9: 1.0}, 2.5)
+    with torch.no_grad():
+        a, b = (s.head(features, torch.ones(1, CONFIG.window)) for s in (full, without))
+    assert not torch.allclose(a[0], b[0])
+    assert torch.allclose(b[2], torch.full_like(b[2], 1 / 36)) == (part == "attention")
+
+
 def test_size_and_shape_of_the_network(student):
     assert sum(p.numel() for p in student.parameters()) <= 300_000
     temporal = [m for m in student.head.modules() if isinstance(m, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))]
@@ -144,7 +200,7 @@ def exported(tmp_path_factory):
     torch.manual_seed(3)
     made = Student(CONFIG).eval()
     torch.save({"student": made.state_dict()}, run / "student.pt")
-    (run / "config.json").write_text(json.dumps({"train": asdict(TrainConfig()), "student": asdict(CONFIG)}))
+    (run / "config.json").write_text(json.dumps(settings_of(TrainConfig(), CONFIG)))
     (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     first = export(run, out, normalisation(), None)
     evaluation = {"weights": json.loads(first.read_text())["files"], "roi": "full", "suites": {"newborn": {"hr_near": 0.99}}}
@@ -181,52 +237,3 @@ def test_the_graph_is_plain_enough_for_every_target(exported):
         onnx.checker.check_model(model)
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
         assert {node.op_type for node in model.graph.node} <= OPERATORS
-
-
-# --- losses
-
-
-def sines(rate_hz, shift=0.0, n=300):
-    return torch.sin(2 * torch.pi * rate_hz * (torch.arange(n) / 30.0 + shift))[None]
-
-
-ONES = torch.ones(1, 300)
-
-
-def test_a_lag_within_the_limit_costs_little_and_beyond_it_much():
-    truth, weight = sines(1.0), torch.ones(1)
-
-    def loss(samples):
-        return float(waveform_loss(sines(1.0, shift=samples / 30), truth, ONES, weight, 6, True))
-
-    assert loss(0) < 0.01 and loss(6) < 0.05 and loss(-6) < 0.05
-    assert loss(12) > 0.3
-    assert float(lagged_correlation(truth, truth, ONES, 6).argmax()) == 6
-
-
-def test_only_breathing_may_be_mirrored():
-    weight = torch.ones(1)
-    # half a period of lag mirrors a sine too, so the sine is slow against the lag
-    assert float(waveform_loss(-sines(0.5), sines(0.5), ONES, weight, 6, False)) < 0.02
-    assert float(waveform_loss(-sines(0.5), sines(0.5), ONES, weight, 6, True)) > 1.0
-
-
-def test_what_is_masked_or_unlabelled_costs_nothing():
-    mask = ONES.clone()
-    mask[:, :100] = 0
-    spoilt = sines(1.0) + 50 * (1 - mask)
-    assert float(waveform_loss(spoilt, sines(1.0), mask, torch.ones(1), 6, True)) < 0.05
-    both = torch.cat([sines(1.0), torch.randn(1, 300)])
-    weight = torch.tensor([1.0, 0.0])
-    assert float(waveform_loss(both, sines(1.0).repeat(2, 1), ONES.repeat(2, 1), weight, 6, True)) < 0.02
-    assert float(waveform_loss(both, both, ONES.repeat(2, 1), torch.zeros(2), 6, True)) == 0
-    logits = torch.tensor([8.0, -8.0, 5.0])
-    assert float(presence_loss(logits, torch.tensor([1.0, 0.0, -1.0]))) < 0.01
-    assert float(presence_loss(-logits, torch.tensor([1.0, 0.0, -1.0]))) > 5
-
-
-def test_the_spectral_loss_wants_the_power_at_the_true_rate(student):
-    wave = torch.sin(2 * torch.pi * 2.5 * T_S)[None]
-    at = [float(spectral_loss(wave, torch.tensor([rate]), torch.ones(1), student.head.dft, student.head.freqs_hz))
-          for rate in (2.5, 2.6, 4.0)]
-    assert at[0] < 0.3 and at[0] < at[1] < at[2] and at[2] > 3
