@@ -46,6 +46,7 @@ class Search:
     explained: share of the wave's variance that the ridge explains, from which quality counts 0 and up to which 1.
     wander: ridge's mean deviation in units of the wavelet's own half width at which quality has halved.
     trim: ridge points further than this many half widths from the median are phase slips and do not count in the rate.
+    late: half widths between the newest ridge and the mean rate at which quality has halved, for the mean is past; 0 = never.
     """
 
     lo_hz: float
@@ -60,6 +61,7 @@ class Search:
     explained: tuple[float, float]
     wander: float
     trim: float
+    late: float
 
 
 def scalogram(x: Floats, fs_hz: float, freqs_hz: Floats, spread_s: Floats) -> Floats:

@@ -55,16 +55,18 @@ OCTAVE_LOCK = 0.9  # ... whose phase it keeps to this steadily; independent rhyt
 ALIVE = 0.25  # newest ridge power over its recent mean, from which a rhythm goes on: bodies halve it, not quarter it
 LEAST_INSTANTS = 3  # ridge points outside the cone of influence without which there is no rate
 EDGE = 0.01  # weight of a ridge point at the cone's edge, where inside it is up to 0.16
+NEWEST = 3  # ridge points (1.6 s) that say where the rhythm is now
+MOVES = 0.25  # half widths (2.4 /min of a pulse) between the plain mean and the weighted one, from which the rate moves
 HARMONICS = (2, 3)  # beyond the third, pulse and breath are below a camera's noise
 
 # Pulse: 0.2 Hz sees a slow breath's leak, 9 Hz the 2nd harmonic of 250 /min. Sigma 1 s: beat variability still moves
 # the ridge, and 9.5 /min of half width parts neighbours (1.3 s reads real variability no better). 4 s holds four beats
 # of the slowest newborn heart. White noise explains up to 0.2, a pulse as strong as all else between 0 and 6 Hz 0.5.
-PULSE = Search(0.2, 9.0, 6.0, 6.0, 1.0, 2.5, 4.0, 4.0, 3.0, (0.15, 0.6), 0.5, 1.5)
+PULSE = Search(0.2, 9.0, 6.0, 6.0, 1.0, 2.5, 4.0, 4.0, 3.0, (0.15, 0.6), 0.5, 1.5, 2.0)
 # Breath: 0.05 Hz sees drift, 6 Hz sees vibration (5 Hz) as what it is. Newborns breathe unevenly (intervals vary by 10
 # to 30 % within 16 s), so sigma is as short as the pulse's and wander counts less; what noise gains by that, explained
 # takes back. Two and a half breaths are the least that differ from drift: 17 s read from 9 /min up, slower needs more.
-BREATH = Search(0.05, 6.0, 3.0, 6.0, 1.0, 7.0, 9.0, 2.5, 6.0, (0.4, 0.8), 1.0, 3.0)
+BREATH = Search(0.05, 6.0, 3.0, 6.0, 1.0, 7.0, 9.0, 2.5, 6.0, (0.4, 0.8), 1.0, 3.0, 0.0)
 
 # Breathing that leaks into the pulse wave is strongest at the breathing rate itself. What stands at k times that rate
 # is taken for leak up to LEAK_MARGIN (6 dB) times what the breath's own harmonics, at least 1 / k^2, would carry there.
@@ -163,6 +165,14 @@ def _follow(wave: Transformed, averaging_s: float, breath: Track | None = None) 
         return track
     width_hz = 1.0 / (2.0 * np.pi * float(np.average(bank.spread_s[rows], weights=weight)))
     rate_hz = _typical(turning_hz, np.sqrt(weight) * (covered - least_covered + EDGE), search.trim * width_hz)
+    late_hz = 0.0
+    if search.late:
+        seen = recent & (covered >= TOUCHED)
+        late_hz = abs(float(bank.freqs_hz[rows[seen]][-NEWEST:].mean()) - rate_hz)
+        moved = _moved(np.where(weight > 0, turning_hz, np.nan), bank.freqs_hz[rows], seen, search.trim * width_hz)
+        if abs(moved - rate_hz) > MOVES * width_hz:
+            rate_hz = moved
+            late_hz = abs(float(bank.freqs_hz[rows[seen]][-NEWEST:].mean()) - rate_hz)
     kept = float(weight.sum() / power[rows, instants][weight > 0].sum())
     if kept < LEAK_KEPT or not bank.freqs_hz[0] < rate_hz < bank.freqs_hz[-1]:
         return track
@@ -173,6 +183,8 @@ def _follow(wave: Transformed, averaging_s: float, breath: Track | None = None) 
     newest = clean[rows, instants][bank.times_s >= -search.alive_s].mean()
     alive = min(1.0, float(newest / clean[rows, instants][recent].mean()) / ALIVE)
     quality = share * min(kept, 1.0) * alive / (1.0 + (wander / search.wander) ** 2)
+    if search.late:
+        quality /= 1.0 + (late_hz / width_hz / search.late) ** 4
     enough &= rate_hz * float(wave.valid.sum()) / wave.fs_hz >= search.min_cycles
     return replace(track, rate_hz=rate_hz, quality=quality, enough=enough)
 
@@ -247,6 +259,15 @@ def _explained(wave: Transformed, clean: Floats, rows: NDArray[np.intp], counted
     recent = np.arange(len(wave.heard)) >= len(wave.heard) - averaging_s * wave.fs_hz
     total = wave.heard[recent & wave.valid].var()
     return float(carried / 2.0 / total) if total > 0.0 else 0.0
+
+
+def _moved(turning_hz: Floats, row_hz: Floats, seen: Bools, within: float) -> float:
+    """Mean rate of a rhythm that moves: every instant that was seen counts alike, also those at the edges and the weak ones.
+
+    turning_hz is NaN where it does not count; there, and where the phase slipped off the row, the ridge's row stands.
+    """
+    sound = np.abs(turning_hz - row_hz) <= within
+    return float(np.where(sound, turning_hz, row_hz)[seen].mean())
 
 
 def _typical(values: Floats, weights: Floats, within: float) -> float:

@@ -101,6 +101,28 @@ def test_breathing_rates_across_the_band_in_noise(per_min, second):
         assert found.rr_quality > VALID_QUALITY
 
 
+def episode_at(base: float, peak: float, ramp_s: float, start_s: float = 25.0, length_s: float = 12.0) -> tuple[Floats, Floats]:
+    """A pulse whose rate goes to `peak` for a while and comes back: wave and rate per minute, 60 s of both."""
+    t_s = seconds(1800)
+    share = np.clip(np.minimum((t_s - start_s) / ramp_s, (start_s + length_s - t_s) / ramp_s), 0, 1)
+    rate = base + (peak - base) * share * share * (3 - 2 * share)
+    return beats(np.cumsum(rate / 60) / FS_HZ), rate
+
+
+@pytest.mark.parametrize(("base", "peak", "ramp_s"), [(150, 215, 3.0), (150, 215, 5.0), (160, 105, 3.0), (130, 85, 4.0)])
+def test_a_heart_that_races_or_slows_is_shown_where_it_is_or_not_at_all(base, peak, ramp_s):
+    """Held against the mean over the averaging time: a number that is mostly past would be a wrong number."""
+    wrong = total = late = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        wave, rate = episode_at(base, peak, ramp_s)
+        for t_s, value in shown(watched(wave + 0.4 * rng.normal(size=wave.size), np.zeros(wave.size)), "hr"):
+            now = round(t_s * FS_HZ)
+            off = abs(value - rate[max(0, now - round(8 * FS_HZ)):now].mean())
+            wrong, total, late = wrong + (off > 5), total + 1, late + (off > 15)
+    assert total > 4 * 30 and wrong <= 0.03 * total and late == 0
+
+
 def test_slow_breathing_needs_a_window_that_holds_two_and_a_half_breaths():
     for per_min in (5.0, 6.5, 8.0):
         assert estimate(waveform(pulse_at(140), breath_at(per_min)), NEONATE).rr_per_min is None
