@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--measured", type=Path, help="JSON of an evaluation, kept in the sidecar")
 
     sub = command("evaluate", _evaluate, "score clips through the whole chain; exit 1 beyond a limit")
-    sub.add_argument("--suite", default="", help="comma separated: all, domains, nicu, pulse-free, newborn, or names of "
-                     "domains (default all, or none where a data set is given)")
+    sub.add_argument("--suite", default="", help="comma separated: all, domains, nicu, pulse-free, newborn, sweep, or "
+                     "names of domains (default all, or none where a data set is given)")
     sub.add_argument("--n", type=int, default=20, help="clips of each domain")
     sub.add_argument("--roi", default="auto", choices=("auto", "full"))
     sub.add_argument("--profile", default="neonate", choices=("neonate", "adult"))

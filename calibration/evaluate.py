@@ -45,6 +45,7 @@ from calibration.scenes import NEWBORN_SEED0, PULSE_FREE, PULSE_FREE_SEED0, newb
 from calibration.score import STARTUP_S, STUDENT, VITALS, ClipScore, score
 from calibration.source import Source, source_of_phantom, source_of_record
 from calibration.summary import LIMITS, TOTALS, EvaluationError, Table, check, held_out_clips, per_subject, tabulate
+from calibration.sweep import sweep_scene
 from edge.config import Config
 from edge.pipeline import Engine
 from edge.runtime import make_engine
@@ -64,7 +65,8 @@ def domain_suites() -> dict[str, str]:
     """Suite of every rendered domain, in the order of the table. An empty cot is both a pulse-free scene, 60 s of it, and
     one of the NICU's, which is nicu_empty_cot here."""
     nicu = {f"nicu_{name}" if name in PULSE_FREE else name: "nicu" for name in NICU}
-    return {"newborn": "newborn"} | dict.fromkeys(DOMAINS, "domains") | nicu | dict.fromkeys(PULSE_FREE, "pulse-free")
+    plain = {"newborn": "newborn", "sweep": "sweep"}
+    return plain | dict.fromkeys(DOMAINS, "domains") | nicu | dict.fromkeys(PULSE_FREE, "pulse-free")
 
 
 def chosen(text: str) -> list[str]:
@@ -73,7 +75,7 @@ def chosen(text: str) -> list[str]:
     for name in filter(None, (part.strip() for part in text.split(","))):
         found = [domain for domain, suite in suites.items() if name in (domain, "all") or name == suite]
         if not found:
-            raise EvaluationError(f"unknown suite {name!r}; choose all, domains, nicu, pulse-free, newborn, or any of "
+            raise EvaluationError(f"unknown suite {name!r}; choose all, domains, nicu, pulse-free, newborn, sweep, or any of "
                                   f"{', '.join(suites)}")
         out += [domain for domain in found if domain not in out]
     return out
@@ -83,6 +85,8 @@ def scene_of(domain: str, index: int) -> Scene:
     """The domain's judged clip of that number: the same on every machine, and never trained on."""
     if domain == "newborn":
         return newborn_scene(NEWBORN_SEED0 + index)
+    if domain == "sweep":
+        return sweep_scene(index)
     if domain in PULSE_FREE:
         return pulse_free_scene(PULSE_FREE_SEED0 + 1000 * PULSE_FREE.index(domain) + index, domain)
     return domain_test_scene(domain if domain in DOMAINS or domain in NICU else domain.removeprefix("nicu_"), index,

@@ -291,3 +291,14 @@ def first_shown(first_s: Sequence[float | None]) -> FirstShown:
     if not times:
         return FirstShown(share(0, len(first_s)), None, None)
     return FirstShown(len(times) / len(first_s), float(np.median(times)), float(np.quantile(times, 0.9)))
+
+
+FOLDS = (1 / 3, 1 / 2, 2.0, 3.0)
+FOLD_NEAR = 0.04
+"""A wrong number within 4 % of one of these multiples of the truth is a fold: a harmonic taken for the rate, or the reverse."""
+
+
+def folded(found: Array, true: Array) -> int:
+    """How many of found (n,) are wrong by being a simple multiple or part of true (n,); NaN is neither."""
+    wrong = np.abs(found - true) > NEAR_PER_MIN
+    return int(sum(int((wrong & (np.abs(found - k * true) <= FOLD_NEAR * k * true)).sum()) for k in FOLDS))

@@ -11,6 +11,7 @@ near_of_time                         owed readings that show a number within 5 /
                                      with a truth that the profile may show
 coverage, coverage_visible           owed readings with a number; those where a pulse of 0.2 % is visible
 coverage_all, shown_share            of all judged readings, start-up included; of all readings
+folded                               numbers shown that are a simple multiple or part of the truth
 unjudged_shown                       numbers shown over a time that is mostly pause or unlabelled
 bias, lower, upper, repeated_*, subject_*   Bland-Altman, see metrics.Agreement
 subject_mae_median, subject_mae_worst       of each subject's own mean error
@@ -85,6 +86,7 @@ def summarise(clips: Sequence[ClipScore], vital: str, method: str = STUDENT) -> 
         "coverage_visible": metrics.share(int((owed & shown & pooled.visible).sum()), int((owed & pooled.visible).sum())),
         "coverage_all": metrics.share(int(both.sum()), int(judged.sum())),
         "shown_share": metrics.share(int(shown.sum()), int(shown.size)),
+        "folded": metrics.folded(pooled.shown, pooled.truth),
         "unjudged_shown": int((shown & ~judged & ~pooled.absent).sum())}
     row |= _errors(pooled.shown, pooled.truth)
     snr = metrics.mean(pooled.snr_db[both])
@@ -208,6 +210,8 @@ LIMITS: tuple[Limit, ...] = (
     *(limit for scene in ("black", "noise", "static", "empty_cot", "amplitude_0", "lamp")
       for limit in _restraint(scene, 0.005, 0.01)),
     *_restraint("nicu_empty_cot", 0.005, 0.01), *_restraint("drift", 0.0, 0.0), *_restraint("vibration", 0.0, 0.0),
+    *_restraint("talking_doll", 0.005, None), *_restraint("hand", 0.005, None),
+    *(Limit("sweep", vital, "folded", most=0) for vital in VITALS),
     # a thing that moves may look like breathing: no camera can tell
     *_restraint("moving_object", 0.005, None),
 )

@@ -34,6 +34,7 @@ from calibration.summary import (
     summarise,
     tabulate,
 )
+from calibration.sweep import SWEEP_HR_PER_MIN, SWEEP_RR_PER_MIN, sweep_scene
 from edge.vitals import PROFILES
 from tests.fake_engine import FakeEngine, at_fps, frames
 
@@ -308,7 +309,8 @@ def test_every_limit_names_a_figure_and_a_group_that_exist():
 def test_suites_and_domains_are_chosen_by_name():
     assert chosen("domains") == list(DOMAINS) and chosen("pulse-free") == list(PULSE_FREE)
     assert chosen("light, empty_cot,light") == ["light", "empty_cot"] and chosen("") == []
-    assert set(chosen("all")) == {"newborn", *DOMAINS, *PULSE_FREE, *(n for n in NICU if n != "empty_cot"), "nicu_empty_cot"}
+    nicu = {*NICU, "nicu_empty_cot"} - {"empty_cot"}
+    assert set(chosen("all")) == {"newborn", "sweep", *DOMAINS, *PULSE_FREE, *nicu}
     with pytest.raises(EvaluationError, match="sleeping.*newborn.*studio"):
         chosen("light,sleeping")
 
@@ -426,3 +428,11 @@ def test_a_merged_report_shows_held_out_beside_seen(tmp_path):
     page = tmp_path / "lodo.html"
     run(lodo=[one, other], report=page)
     assert "Held out against seen" in page.read_text() and "without light" in page.read_text()
+
+
+def test_the_sweep_meets_every_rate_and_every_pair_of_rates():
+    scenes = [sweep_scene(i) for i in range(len(SWEEP_HR_PER_MIN) * len(SWEEP_RR_PER_MIN))]
+    assert {s.hr_per_min for s in scenes[:len(SWEEP_HR_PER_MIN)]} == set(map(float, SWEEP_HR_PER_MIN))
+    assert len({(s.hr_per_min, s.rr_per_min) for s in scenes}) == len(scenes)
+    assert max(SWEEP_HR_PER_MIN) == 240 and max(SWEEP_RR_PER_MIN) == 100
+    assert scene_of("sweep", 3) == sweep_scene(3)

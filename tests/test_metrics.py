@@ -11,6 +11,7 @@ from calibration.metrics import (
     coverage_risk,
     detrended,
     first_shown,
+    folded,
     mae,
     mape,
     mean,
@@ -182,3 +183,13 @@ def test_the_first_number_is_told_with_the_share_that_never_came():
     got = first_shown([6.0, 8.0, None, 20.0])
     assert (got.shown, got.median_s) == (0.75, 8.0) and 17 < got.p90_s < 20
     assert first_shown([None]).median_s is None and first_shown([None]).shown == 0.0
+
+
+@pytest.mark.parametrize(("found", "folds"), [(75.0, 1), (300.0, 1), (51.0, 1), (450.0, 1), (150.0, 0), (154.0, 0), (100.0, 0),
+                                              (float("nan"), 0)])
+def test_a_simple_multiple_or_part_of_the_truth_is_a_fold(found, folds):
+    assert folded(np.array([found, 150.0]), np.array([150.0, 150.0])) == folds
+
+
+def test_a_slow_rate_that_is_read_right_is_no_fold():
+    assert folded(np.array([6.0]), np.array([5.0])) == 0
