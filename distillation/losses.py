@@ -86,7 +86,10 @@ def mean_rate(rate_hz: Tensor, mask: Tensor) -> Tensor:
 
 
 def spectral_loss(share: Tensor, rate_hz: Tensor, weight: Tensor, freqs_hz: Tensor) -> Tensor:
-    """In band against out of band: -log of the share (b, F) that lies where the true rate goes, rate_hz (b, T)."""
+    """In band against out of band: -log of the share (b, F) that lies where the true rate goes, rate_hz (b, T).
+
+    Also what the attention's belief about the fundamental is held to: it sums to 1 as a spectrum's shares do.
+    """
     inside = (share * rate_band(rate_hz, freqs_hz)).sum(1).clamp(1e-3, 1.0)
     return weighted(-torch.log(inside), weight)
 

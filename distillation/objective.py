@@ -17,8 +17,8 @@ LAG_PULSE, LAG_RESP = 6, 10
 CYCLES_SEEN = 2.0
 """Fewer cycles than this in view teach nothing about a rate."""
 
-WEIGHT = {"wave": 1.0, "spectrum": 0.3, "rate": 0.01, "presence": 0.5, "prompt": 0.03, "log_spectrum": 0.1, "leak": 0.03,
-          "agreement": 0.03}
+WEIGHT = {"wave": 1.0, "spectrum": 0.3, "rate": 0.01, "band": 0.2, "presence": 0.5, "prompt": 0.03, "log_spectrum": 0.1,
+          "leak": 0.03, "agreement": 0.03}
 """Of each loss in the total. Distillation and cross-task terms steer and must not outvote the truth, where there is one."""
 
 PROMPT_TEMPERATURE = 0.08
@@ -74,6 +74,7 @@ class Objective(nn.Module):
         own = {"wave": losses.waveform_loss(out.waves[:, task], batch[name], mask, seen, lag, signed),
                "spectrum": losses.spectral_loss(share, tracked, seen, self.freqs_hz),
                "rate": losses.rate_loss(share, mean_hz, seen, self.freqs_hz),
+               "band": losses.spectral_loss(out.chosen[:, task], tracked, seen, self.freqs_hz),
                "presence": losses.presence_loss(out.presence[:, task], presence)}
         return {k: WEIGHT[k] * v for k, v in own.items()}
 

@@ -43,7 +43,7 @@ class TrainConfig:
     n_train: int = 2200
     n_restraint: int = 500
     n_valid: int = 96
-    epochs: int = 22
+    epochs: int = 18
     minutes: float = 150.0
     batch: int = 8
     learning_rate: float = 3e-3

@@ -104,6 +104,38 @@ class HeadOutput(NamedTuple):
     activity: Tensor
 
 
+class BandChoice(nn.Module):
+    """Which frequency is the task's rhythm: a small network along the frequency axis of what the whole picture shows.
+
+    It sees the own and the other task's agreed spectrum, each with its power an octave up and down, so that it can tell a
+    peak from a slope of drift, a fundamental from a harmonic, and the pulse from a breath that moves the same skin.
+    """
+
+    def __init__(self, config: StudentConfig, task: str, freqs_hz: Tensor) -> None:
+        super().__init__()
+        low, high = BAND_HZ[task]
+        inside = torch.sigmoid((freqs_hz - low) / 0.02) * torch.sigmoid((high - freqs_hz) / 0.05)
+        self.register_buffer("log_band", torch.log(inside + 1e-6), persistent=False)
+        step = float(freqs_hz[1] - freqs_hz[0])
+        doubled = (2 * freqs_hz[:, None] - freqs_hz[None, :]) / step
+        self.register_buffer("octave", torch.exp(-0.5 * (doubled / 1.3) ** 2), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor(25.0))
+        self.harmonic = nn.Parameter(torch.tensor(0.3))
+        self.see = nn.Conv2d(6, 16, (1, 11), padding=(0, 5))
+        self.place = nn.Parameter(torch.zeros(1, 16, 1, freqs_hz.numel()))
+        self.weigh = nn.Conv2d(16, 16, (1, 7), padding=(0, 3))
+        self.say = nn.Conv2d(16, 1, (1, 1))
+        nn.init.zeros_(self.say.weight)
+
+    def forward(self, own: Tensor, other: Tensor) -> Tensor:
+        """own, other: agreed spectra (b, F) -> belief (b, F), sums to 1."""
+        up = own @ self.octave.T
+        seen = torch.log(torch.stack([own, up, own @ self.octave, other, other @ self.octave.T, other @ self.octave], 1) + 1e-4)
+        x = F.relu(self.see(seen[:, :, None] + 5.0) + self.place)
+        said = self.say(F.relu(self.weigh(x)))[:, 0, 0]
+        return torch.softmax(self.sharpness * (own + self.harmonic * up) + said + self.log_band, dim=-1)
+
+
 class FrequencyAlignedAttention(nn.Module):
     """Where the rhythm is: per-cell spectra, the band that the whole picture agrees on, prominence in it, attention.
 
@@ -117,20 +149,15 @@ class FrequencyAlignedAttention(nn.Module):
         low, high = BAND_HZ[task]
         weight = (freqs_hz / high) ** TILT[task] * torch.sigmoid((freqs_hz - 0.9 * low) / 0.02)
         self.register_buffer("weight", torch.cat([weight, weight]), persistent=False)
-        inside = torch.sigmoid((freqs_hz - low) / 0.02) * torch.sigmoid((high - freqs_hz) / 0.05)
-        self.register_buffer("log_band", torch.log(inside + 1e-6), persistent=False)
         distance = (freqs_hz[:, None] - freqs_hz[None, :]) / (freqs_hz[1] - freqs_hz[0])
         self.register_buffer("spread", torch.exp(-0.5 * (distance / 1.3) ** 2), persistent=False)
-        doubled = (2 * freqs_hz[:, None] - freqs_hz[None, :]) / (freqs_hz[1] - freqs_hz[0])
-        self.register_buffer("octave", torch.exp(-0.5 * (doubled / 1.3) ** 2), persistent=False)
-        self.sharpness = nn.Parameter(torch.tensor(25.0))
-        self.harmonic = nn.Parameter(torch.tensor(0.3))
+        self.choose = BandChoice(config, task, freqs_hz)
         self.focus = nn.Parameter(torch.tensor(1.5))
         self.start = nn.Parameter(torch.randn(config.series) * 0.3 + 0.5)
 
-    def forward(self, series: Tensor, spectra: Tensor) -> Found:
-        """series (b, P, K, T), spectra (b, P, K, 2F)."""
-        b, cells, k, _ = series.shape
+    def agree(self, series: Tensor, spectra: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """series (b, P, K, T), spectra (b, P, K, 2F) -> both at a like loudness in every cell, each cell's power shares
+        (b, P, F), and the spectrum that the cells agree on (b, F)."""
         spectra = spectra * self.weight
         energy = (spectra**2).sum((2, 3), keepdim=True)
         gain = 1.0 / torch.sqrt(energy + 0.05 * energy.mean(1, keepdim=True) + 1e-8)
@@ -138,11 +165,14 @@ class FrequencyAlignedAttention(nn.Module):
         bins = spectra.shape[-1] // 2
         power = (spectra[..., :bins] ** 2 + spectra[..., bins:] ** 2).sum(2)
         share = power / (power.sum(-1, keepdim=True) + 1e-6)
-        agreed = (share**2).sum(1) / (share.sum(1) + 1e-6)
-        agreed = agreed + self.harmonic * (agreed @ self.octave.T)
-        chosen = torch.softmax(self.sharpness * agreed + self.log_band, dim=-1)
+        return series, spectra, share, (share**2).sum(1) / (share.sum(1) + 1e-6)
+
+    def forward(self, series: Tensor, spectra: Tensor, share: Tensor, chosen: Tensor) -> Found:
+        """What `agree` gave, and the belief about the fundamental (b, F)."""
+        b, cells, k, _ = series.shape
+        bins = chosen.shape[-1]
         fundamental = chosen @ self.spread
-        band = fundamental + 0.5 * (chosen @ self.octave)
+        band = fundamental + 0.5 * (chosen @ self.choose.octave)
         inside = (share * band[:, None]).sum(-1).clamp(0, 0.999)
         prominence = torch.log(inside + 1e-3) - torch.log(1.0 - inside + 1e-2)
         attention = torch.softmax(self.focus * prominence * float(self.aligned), dim=-1)
@@ -155,6 +185,7 @@ class FrequencyAlignedAttention(nn.Module):
             vector = vector / (vector.norm(dim=1, keepdim=True) + 1e-8)
         explained = ((rows.transpose(1, 2) @ vector) ** 2).sum((1, 2)) / ((rows**2).sum((1, 2)) + 1e-8)
         rhythm = ((vector.reshape(b, cells, k) * attention[:, :, None])[..., None] * series).sum((1, 2))
+        power = (spectra[..., :bins] ** 2 + spectra[..., bins:] ** 2).sum(2)
         together = (spectra.mean(1) ** 2).sum(1)
         common = ((together[..., :bins] + together[..., bins:]) * band).sum(-1) / ((power.mean(1) * band).sum(-1) + 1e-6)
         entropy = -(chosen * torch.log(chosen + 1e-6)).sum(-1)
@@ -220,13 +251,13 @@ class LeakGate(nn.Module):
 
         self.register_buffer("other", torch.stack([reach(k, 1.3, 0.04) for k in harmonics]).amax(0), persistent=False)
         self.register_buffer("own", torch.stack([reach(k, 1.5, 0.02) for k in (1, 2)]).amax(0), persistent=False)
-        self.depth = nn.Parameter(torch.tensor(-1.0))
+        self.depth = nn.Parameter(torch.tensor(-0.25))
 
     def forward(self, wave: Tensor, other: Tensor, own: Tensor) -> Tensor:
         """wave (b, T); both beliefs about the fundamental (b, F) -> (b, T)."""
         # a belief is never a single line: two thirds of it within reach of a bin count as all of it
         of_other, of_own = ((1.5 * (belief @ reach)).clamp(0, 1) for belief, reach in ((other, self.other), (own, self.own)))
-        leak = torch.sigmoid(self.depth) * of_other * (1 - of_own)
+        leak = torch.sigmoid(4 * self.depth) * of_other * (1 - of_own)
         return wave - ((wave @ self.basis) * torch.cat([leak, leak], dim=1)) @ self.basis.T
 
 
@@ -315,8 +346,10 @@ class Head(nn.Module):
         series = self.project(features).permute(0, 2, 3, 1)
         series = (series - (series * mask[:, None, None]).sum(-1, keepdim=True) / count) * mask[:, None, None]
         spectra = series @ self.dft
-        found = [attend(series[:, :, i * k:(i + 1) * k], spectra[:, :, i * k:(i + 1) * k])
-                 for i, attend in enumerate(self.attend)]
+        agreed = [attend.agree(series[:, :, i * k:(i + 1) * k], spectra[:, :, i * k:(i + 1) * k])
+                  for i, attend in enumerate(self.attend)]
+        chosen = [attend.choose(agreed[i][3], agreed[1 - i][3]) for i, attend in enumerate(self.attend)]
+        found = [attend(*agreed[i][:3], chosen[i]) for i, attend in enumerate(self.attend)]
         made = []
         for task, head in enumerate(self.heads):
             own, other = found[task], found[1 - task]

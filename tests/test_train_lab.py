@@ -64,7 +64,7 @@ def made_up_targets(n, tasks=2, prompts=12):
 
 
 EVERY_PART = {f"{t}_{p}" for t in ("pulse", "resp")
-              for p in ("wave", "spectrum", "rate", "presence", "prompt", "log_spectrum", "leak")} | {"agreement"}
+              for p in ("wave", "spectrum", "rate", "band", "presence", "prompt", "log_spectrum", "leak")} | {"agreement"}
 
 
 def test_the_loss_falls_on_what_is_seen_again_and_again(first_run, cache_folder):
