@@ -1,4 +1,4 @@
-"""What imitates a rhythm: a rocking thing is no pulse, a swelling lamp no breath (pure).
+"""What imitates a rhythm: a rocking thing is no pulse, a swelling lamp neither pulse nor breath (pure).
 
 A pulse changes the light of skin and hardly displaces it; something that rocks at a heart's rate displaces edges, and the
 change of light follows from that. Both are in the stem's first features, the plain cell means of the normalised frames.
@@ -34,6 +34,12 @@ UNIFORM = 0.85
 rendered breathing 0.00-0.23, a real chest 0.35."""
 
 
+PULSE_UNIFORM, GREY = 0.95, 0.98
+"""The same share, and the share of a rhythm that blue, green and red have in common, above both of which a pulse is the
+lamp's: lamps and their glare have 0.99 and more of both. Skin that fills the picture has up to 0.84 (perfusion is blotchy)
+and 0.95 (blood takes most out of the green); infrared is grey and blotchy."""
+
+
 def _turning(valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complex64]:
     """Tapered turn (n,): a series times it is the series' complex amplitude at rate_hz, up to a constant."""
     t_s = np.arange(valid.size, dtype=np.float32) / np.float32(fs_hz)
@@ -42,9 +48,22 @@ def _turning(valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complex64]:
 
 def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
     """Whether the light at rate_hz swells alike everywhere. cells, valid: as for rhythm_moves."""
-    light = _turning(valid, rate_hz, fs_hz) @ cells[:, :, :3].mean(axis=2)
-    whole = float((np.abs(light) ** 2).sum()) * light.size
-    return whole > 0 and float(np.abs(light.sum()) ** 2) > UNIFORM * whole
+    return _in_common(_turning(valid, rate_hz, fs_hz) @ cells[:, :, :3].mean(axis=2)) > UNIFORM
+
+
+def lamp_beats(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
+    """Whether what pulses at rate_hz is the lamp: alike everywhere and in every colour. cells, valid: as for rhythm_moves."""
+    turning = _turning(valid, rate_hz, fs_hz)
+    colours = np.stack([turning @ cells[:, :, k] for k in range(3)])
+    power = float((np.abs(colours) ** 2).sum())
+    grey = float((np.abs(colours.sum(axis=0)) ** 2).sum()) / (3 * power) if power > 0 else 0.0
+    return grey > GREY and _in_common(colours.mean(axis=0)) > PULSE_UNIFORM
+
+
+def _in_common(amplitudes: NDArray[np.complexfloating]) -> float:
+    """Share (0-1) of the cells' complex amplitudes (n,) that all of them have alike; 0 where nothing moves."""
+    whole = float((np.abs(amplitudes) ** 2).sum()) * amplitudes.size
+    return float(np.abs(amplitudes.sum()) ** 2) / whole if whole > 0 else 0.0
 
 
 def rhythm_moves(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:

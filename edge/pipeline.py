@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge import clip
 from edge.clip import ClipBuilder, Region
 from edge.gate import Gate
-from edge.motion import lamp_swells, rhythm_moves
+from edge.motion import lamp_beats, lamp_swells, rhythm_moves
 from edge.records import Estimate, Frame, Reading, Reason, Waveform
 from edge.region import RegionSearch
 from edge.vitals import Profile, estimate
@@ -148,8 +148,11 @@ class View:
     def imitated(self, found: Estimate) -> tuple[frozenset[Reason], frozenset[Reason]]:
         """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells."""
         pulse, breath, fs_hz = set(), set(), self._engine.spec.fs_hz
-        if found.hr_per_min is not None and rhythm_moves(self._features, self._mask, found.hr_per_min / 60, fs_hz):
-            pulse.add(Reason.MOTION)
+        if found.hr_per_min is not None:
+            if rhythm_moves(self._features, self._mask, found.hr_per_min / 60, fs_hz):
+                pulse.add(Reason.MOTION)
+            if lamp_beats(self._features, self._mask, found.hr_per_min / 60, fs_hz):
+                pulse.add(Reason.LIGHT_FLICKER)
         if found.rr_per_min is not None and lamp_swells(self._features, self._mask, found.rr_per_min / 60, fs_hz):
             breath.add(Reason.LIGHT_FLICKER)
         return frozenset(pulse), frozenset(breath)

@@ -16,10 +16,20 @@ from calibration.datasets.record import ClipRecord, Label
 from calibration.domains import DOMAIN_TEST_SEED0, DOMAINS, NICU
 from calibration.evaluate import chosen, domain_suites, merge_lodo, result_of, run, scene_of, write_whole
 from calibration.phantom import Phantom
+from calibration.rhythms import breath_shape, from_times
 from calibration.scene import Scene
 from calibration.scenes import PULSE_FREE
 from calibration.score import STARTUP_S, ClipScore, Series, score
-from calibration.source import NO_RHYTHM, Source, Truth, source_of_phantom, source_of_record, truth_of_rate, truth_of_wave
+from calibration.source import (
+    NO_RHYTHM,
+    Source,
+    Truth,
+    source_of_phantom,
+    source_of_record,
+    truth_of_breaths,
+    truth_of_rate,
+    truth_of_wave,
+)
 from calibration.summary import (
     ALL_DOMAINS,
     HELD_OUT,
@@ -436,3 +446,20 @@ def test_the_sweep_meets_every_rate_and_every_pair_of_rates():
     assert len({(s.hr_per_min, s.rr_per_min) for s in scenes}) == len(scenes)
     assert max(SWEEP_HR_PER_MIN) == 240 and max(SWEEP_RR_PER_MIN) == 100
     assert scene_of("sweep", 3) == sweep_scene(3)
+
+
+def breath_of(times_s):
+    return from_times(np.array(times_s), 40.0, breath_shape(np.random.default_rng(0)), longest_s=3.0)
+
+
+def test_uneven_breaths_are_counted_and_not_averaged_by_their_rates():
+    """0.5 s and 1.5 s in turn are 60 breaths a minute; the mean of 120 and 40 would be 80."""
+    truth = truth_of_breaths(breath_of(np.cumsum([0.5, 1.5] * 20)))
+    assert truth.mean_rate(34.0, 16.0) == pytest.approx(60, abs=0.5)
+
+
+def test_a_pause_in_breathing_is_no_slow_breath():
+    times = [*np.arange(0, 14, 1.0), *np.arange(20, 40, 1.0)]
+    truth = truth_of_breaths(breath_of(times))
+    assert truth.mean_rate(24.0, 16.0) == pytest.approx(60, abs=1)
+    assert truth.mean_rate(19.5, 6.0) is None

@@ -1,4 +1,4 @@
-"""What beats by moving is no pulse, what breathes everywhere alike is the lamp."""
+"""What beats by moving is no pulse; what breathes everywhere alike, or beats so and in every colour, is the lamp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from calibration.phantom import Phantom, Scene
 from edge.clip import CHANNELS, normalise_clip
-from edge.motion import lamp_swells, rhythm_moves
+from edge.motion import lamp_beats, lamp_swells, rhythm_moves
 
 OBJECT = Scene(kind="object", seed=5, width=160, height=120, duration_s=12.0, hr_per_min=None, rr_per_min=None,
                motion_frac=0.0005, drift_amplitude=0.0, noise_counts=1.0)
@@ -49,3 +49,22 @@ def test_a_lamp_that_swells_is_no_breath(kind: str) -> None:
 @pytest.mark.parametrize("seed", range(3, 9))
 def test_a_breath_is_not_the_lamp(seed: int) -> None:
     assert not lamp_swells(*cells(replace(NEWBORN, seed=seed)), 40 / 60, 30.0)
+
+
+@pytest.mark.parametrize("lamp_hz", [1.2, 2.0, 3.6])
+@pytest.mark.parametrize(("kind", "glare"), [("doll", 0.0), ("doll", 0.6), ("empty_cot", 0.6)])
+def test_a_lamp_that_beats_is_no_pulse_through_glare_either(kind: str, glare: float, lamp_hz: float) -> None:
+    scene = replace(NEWBORN, kind=kind, hr_per_min=None, rr_per_min=None, lamp_hz=lamp_hz, lamp_amplitude=0.01, glare=glare)
+    assert lamp_beats(*cells(scene), lamp_hz, 30.0)
+
+
+@pytest.mark.parametrize("kind", ["patch", "newborn", "face"])
+@pytest.mark.parametrize(("seed", "infrared"), [(3, False), (4, False), (5, False), (4, True)])
+def test_a_pulse_is_not_the_lamp_not_even_where_skin_fills_the_picture(kind: str, seed: int, infrared: bool) -> None:
+    scene = replace(NEWBORN, kind=kind, seed=seed, infrared=infrared, rr_per_min=None, pulse_amplitude=0.02)
+    assert not lamp_beats(*cells(scene), 150 / 60, 30.0)
+
+
+def test_nothing_at_all_is_no_lamp() -> None:
+    means, valid = cells(OBJECT)
+    assert not lamp_beats(means * 0, valid, 2.0, 30.0) and not lamp_swells(means * 0, valid, 0.5, 30.0)
