@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.domains import MIXED_SEED0, MIXED_VALIDATION_SEED0
+from calibration.domains import DOMAINS, MIXED_SEED0, MIXED_VALIDATION_SEED0, NICU
 from calibration.scenes import RESTRAINT_SEED0
 from distillation import losses
 from distillation.cache import Cache, CacheSpec, build, recordings_hash
@@ -27,6 +27,10 @@ from distillation.recorded import build_dataset
 from distillation.targets import Targets, teacher_targets
 from distillation.teacher import TeacherConfig, load_teacher, make_teacher
 from engines.student import LEAK_HARMONICS, TASKS, Student, StudentConfig
+
+
+class TrainingError(ValueError):
+    """The run folder or the budget does not allow the training that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,13 @@ class TrainConfig:
     start: str = ""
 
     def caches(self, size: StudentConfig) -> tuple[list[CacheSpec], CacheSpec]:
-        """What is rendered to train on and to validate with."""
+        """What is rendered to train on and to validate with. Raises TrainingError for what cannot be rendered."""
+        if min(self.n_train, self.n_valid, self.epochs, self.batch, self.threads, self.workers) < 1 or self.n_restraint < 0:
+            raise TrainingError(f"{self}: clips, epochs, batch, threads and workers must be at least 1")
         samples = size.window + 48
         held_out = tuple(sorted(filter(None, self.held_out.split(","))))
+        if unknown := set(held_out) - {*DOMAINS, *NICU}:
+            raise TrainingError(f"held-out domain {sorted(unknown)[0]!r} unknown; choose from {', '.join((*DOMAINS, *NICU))}")
 
         def spec(suite: str, n: int, seed0: int) -> CacheSpec:
             return CacheSpec(suite, n, seed0, samples, size.fs_hz, size.size, held_out, self.recordings)
@@ -71,10 +79,6 @@ class TrainConfig:
         if self.n_restraint:
             training.append(spec("restraint", self.n_restraint, RESTRAINT_SEED0))
         return training, spec("mixed", self.n_valid, MIXED_VALIDATION_SEED0)
-
-
-class TrainingError(ValueError):
-    """The run folder or the budget does not allow the training that was asked for."""
 
 
 def best_device() -> str:
