@@ -40,10 +40,12 @@ class Variant:
     attention: bool = True
     distillation: bool = True
     cross_task: bool = True
+    leak_gate: bool = True
 
 
 VARIANTS = (Variant("full"), Variant("without distillation", distillation=False), Variant("without WTB", wavelet=False),
-            Variant("without FASA", attention=False), Variant("without cross-task", cross_task=False))
+            Variant("without FASA", attention=False), Variant("without cross-task", cross_task=False),
+            Variant("without cross-task and leak gate", cross_task=False, leak_gate=False))
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def run_of(variant: Variant, config: TrainConfig, size: StudentConfig) -> tuple[
     """The training of one variant: the given one with one part taken out."""
     return (replace(config, teacher=config.teacher if variant.distillation else "",
                     cross_task=config.cross_task if variant.cross_task else 0.0),
-            replace(size, wavelet=variant.wavelet, attention=variant.attention))
+            replace(size, wavelet=variant.wavelet, attention=variant.attention, leak_gate=variant.leak_gate))
 
 
 def ablate(config: TrainConfig, domains: Sequence[str], seeds: Sequence[int], n_test: int, cache_folder: Path, out: Path,

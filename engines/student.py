@@ -39,7 +39,8 @@ LEAK_HARMONICS = {"pulse": (1, 2, 3), "resp": (1,)}
 class StudentConfig:
     """Sizes. window: samples the head sees (17 s at 30 Hz, so that slow breathing has cycles enough).
 
-    wavelet, attention: False takes that part out, for the ablation: sub-bands pass as they are, all cells count alike.
+    wavelet, attention, leak_gate: False takes that part out, for the ablation: sub-bands pass as they are, all cells count
+    alike, the other task's rhythm stays in.
     """
 
     fs_hz: float = 30.0
@@ -54,6 +55,7 @@ class StudentConfig:
     top_hz: float = 6.6
     wavelet: bool = True
     attention: bool = True
+    leak_gate: bool = True
 
     @property
     def grid(self) -> int:
@@ -277,6 +279,7 @@ class TaskHead(nn.Module):
             nn.Conv2d(hidden, hidden, (1, 7), padding=(0, 3 * d), dilation=(1, d)) for d in dilations)
         self.leave = nn.Conv2d(hidden, 1, (1, 1))
         self.skip = nn.Parameter(torch.tensor(1.0))
+        self.gated = config.leak_gate
         self.leak = LeakGate(config, freqs_hz, LEAK_HARMONICS[task])
         self.presence = nn.Sequential(nn.Linear(hidden + 5 + 2, 32), nn.ReLU(), nn.Linear(32, 1))
 
@@ -287,7 +290,7 @@ class TaskHead(nn.Module):
         for block in self.blocks:
             x = x + F.relu(block(x))
         wave = self.leave(x)[:, 0, 0] + self.skip * series[:, 0]
-        wave = self.leak(wave * mask, other.chosen, own.chosen) * mask
+        wave = (self.leak(wave * mask, other.chosen, own.chosen) if self.gated else wave) * mask
         wave = wave - (wave.sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3)) * mask
         wave = wave / torch.sqrt((wave**2).sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3) + 1e-6)
         spectrum = wave @ dft

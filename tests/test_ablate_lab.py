@@ -51,6 +51,7 @@ def test_each_variant_takes_one_part_out_and_leaves_the_rest():
     assert made["without WTB"] == (config, replace(size, wavelet=False))
     assert made["without FASA"] == (config, replace(size, attention=False))
     assert made["without cross-task"] == (replace(config, cross_task=0.0), size)
+    assert made["without cross-task and leak gate"] == (replace(config, cross_task=0.0), replace(size, leak_gate=False))
 
 
 def test_the_table_gives_the_mean_and_half_the_spread():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from calibration.phantom import Phantom, Scene
-from edge.clip import CHANNELS, normalise_clip
+from edge.clip import CHANNELS, Region, normalise_clip
 from edge.motion import lamp_beats, lamp_swells, rhythm_moves
+from edge.pipeline import Stages, View
+from edge.records import Estimate, Reason, Waveform
+from tests.fake_engine import FakeEngine
 
 OBJECT = Scene(kind="object", seed=5, width=160, height=120, duration_s=12.0, hr_per_min=None, rr_per_min=None,
                motion_frac=0.0005, drift_amplitude=0.0, noise_counts=1.0)
@@ -68,3 +72,19 @@ def test_a_pulse_is_not_the_lamp_not_even_where_skin_fills_the_picture(kind: str
 def test_nothing_at_all_is_no_lamp() -> None:
     means, valid = cells(OBJECT)
     assert not lamp_beats(means * 0, valid, 2.0, 30.0) and not lamp_swells(means * 0, valid, 0.5, 30.0)
+
+
+@pytest.mark.parametrize(("changed", "belief", "why"), [
+    ({"kind": "object", "sway_hz": 2.5, "sway_frac": 0.02, "hr_per_min": None}, 0.5, {Reason.MOTION}),
+    ({"kind": "object", "sway_hz": 2.5, "sway_frac": 0.02, "hr_per_min": None}, 0.9, set()),
+    ({"kind": "doll", "lamp_hz": 2.5, "lamp_amplitude": 0.01, "hr_per_min": None}, 0.9, {Reason.LIGHT_FLICKER}),
+    ({"bcg_frac": 0.003}, 0.9, set())])
+def test_what_moves_is_a_pulse_only_to_a_student_that_is_sure(changed: dict, belief: float, why: set[Reason]) -> None:
+    """Each beat kicks a newborn's head a little; a lamp is never a pulse, whatever the student believes."""
+    scene = replace(NEWBORN, rr_per_min=None, **changed)
+    view = View(Region(0, 0, scene.width, scene.height), FakeEngine(), Stages())
+    view._features, view._mask = cells(scene)
+    n = view._mask.size
+    wave = Waveform(np.zeros(n, np.float32), np.zeros(n, np.float32), np.ones(n, bool), belief, 0.0,
+                    np.full((2, 6, 6), 1 / 36, np.float32), 30.0, 0)
+    assert view.imitated(Estimate(150.0, 0.9, None, 0.0, 0), wave)[0] == why

@@ -163,7 +163,7 @@ class TestLeakGate:
         assert self.size(self.passed(student, wave, 0.7, 2.5, depth=-2.0), 1.4) > 0.95
 
 
-@pytest.mark.parametrize("part", ["wavelet", "attention"])
+@pytest.mark.parametrize("part", ["wavelet", "attention", "leak_gate"])
 def test_a_part_taken_out_for_the_ablation_changes_nothing_else(part):
     """The same parameters, another answer, and without attention every cell counts alike."""
     torch.manual_seed(0)
