@@ -109,8 +109,8 @@ def _add_clips(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--recordings", help="folder of recorded beat and breath times (else PHYSVLM_RECORDINGS)")
     sub.add_argument("--datasets", help="real data sets to train on too: NAME=FOLDER, semicolon separated")
     sub.add_argument("--teacher", help="scratch (default), clip:DIR, the folder of one made before, or none")
-    for name, kind in (("n-train", int), ("n-restraint", int), ("n-valid", int), ("held-out", str), ("seed", int),
-                       ("threads", int), ("workers", int), ("device", str)):
+    for name, kind in (("n-train", int), ("n-restraint", int), ("n-recompressed", int), ("n-valid", int),
+                       ("held-out", str), ("seed", int), ("threads", int), ("workers", int), ("device", str)):
         sub.add_argument(f"--{name}", type=kind)
 
 

@@ -20,6 +20,7 @@ from calibration.scenes import log_uniform, training_scene
 MIXED_SEED0 = 5_000_000
 MIXED_VALIDATION_SEED0 = 6_000_000
 DOMAIN_TEST_SEED0 = 7_000_000
+RECOMPRESSED_SEED0 = 5_500_000
 
 HR_NEWBORN, RR_NEWBORN = (90.0, 245.0), (25.0, 110.0)
 """The whole newborn range, with room above: ward monitors alarm red at 230 beats, fast breathing reaches 100."""
@@ -300,6 +301,21 @@ def mixed_scene(seed: int, holdout: frozenset[str] = frozenset(), recordings: Re
     if recordings is None or name in SYNTHETIC_ONLY or rng.random() > RECORDED_SHARE:
         return scene
     return recorded(scene, recordings, rng, float(rng.uniform(0.8, 1.4)))
+
+
+def recompressed_scene(seed: int, *, width: int = 192, height: int = 144, duration_s: float = 19.5) -> Scene:
+    """Training clips for restraint before what recordings went through: inter-frame codecs whose key frames come every
+    few frames (12 at 25 a second beat 125 times a minute), over bodies with and without a pulse.
+    """
+    rng = np.random.default_rng((seed, 13))
+    scene = mixed_scene(seed, width=width, height=height, duration_s=duration_s)
+    if rng.random() < 0.6:
+        scene = replace(scene, kind=str(rng.choice(["patch", "doll", "chest", "chest", "newborn", "object"])), hr_per_min=None,
+                        rr_per_min=scene.rr_per_min if rng.random() < 0.5 else None)
+    gop = int(rng.choice([8, 10, 12, 12, 12, 15, 15, 25, 30]))
+    codec = f"mpeg4:{int(rng.integers(3, 12))}:{gop}" if rng.random() < 0.5 else f"h264:{int(rng.integers(18, 30))}:{gop}"
+    return replace(scene, codec=codec, fps=float(rng.choice([15.0, 20.0, 25.0, 25.0, 30.0, 30.0])), drop_fraction=0.0,
+                   noise_counts=log_uniform(rng, 0.3, 2.0))
 
 
 def _broad_covers(rng: Draw) -> Fields:

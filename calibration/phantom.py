@@ -104,8 +104,8 @@ class Phantom:
 
     def __iter__(self) -> Iterator[Frame]:
         pictures = self._pictures()
-        if self.scene.codec.startswith("h264"):
-            pictures = _through_h264(pictures, self.scene)
+        if self.scene.codec.startswith(("h264", "mpeg4")):
+            pictures = _through_codec(pictures, self.scene)
         for seq, (t_s, picture) in enumerate(zip(self.frame_times_s, pictures, strict=True)):
             yield Frame(seq, round(t_s * 1e9), picture)
 
@@ -361,16 +361,19 @@ def _noise_bank(rng: np.random.Generator, scene: Scene) -> F32:
     return (wide / wide.std()).ravel()
 
 
-def _through_h264(pictures: Iterator[NDArray[np.uint8]], scene: Scene) -> Iterator[NDArray[np.uint8]]:
+def _through_codec(pictures: Iterator[NDArray[np.uint8]], scene: Scene) -> Iterator[NDArray[np.uint8]]:
     """Encode and decode in memory with PyAV (the lab's extra), frame for frame."""
     import io
 
     import av
 
+    name, quality, *gop = scene.codec.split(":")
+    options = {"h264": {"crf": quality, "preset": "veryfast"}, "mpeg4": {"qmin": quality, "qmax": quality}}[name]
+    if gop:
+        options |= {"g": gop[0], "sc_threshold": "0"}  # key frames at even steps, wherever the picture changes
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as sink:
-        stream = sink.add_stream("libx264", rate=round(scene.fps),
-                                 options={"crf": scene.codec.split(":")[1], "preset": "veryfast"})
+        stream = sink.add_stream("libx264" if name == "h264" else name, rate=round(scene.fps), options=options)
         stream.thread_count = 1  # clips are rendered side by side
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         for picture in pictures:

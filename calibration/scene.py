@@ -106,13 +106,14 @@ class Scene:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"scene kind {self.kind!r} unknown; choose from {', '.join(KINDS)}")
-        if not re.fullmatch(r"raw|(mjpeg|h264):\d{1,3}", self.codec):
-            raise ValueError(f"scene codec {self.codec!r} unknown; use raw, mjpeg:QUALITY or h264:CRF")
+        if not re.fullmatch(r"raw|mjpeg:\d{1,3}|h264:\d{1,3}(:\d{1,3})?|mpeg4:\d{1,3}:\d{1,3}", self.codec):
+            raise ValueError(f"scene codec {self.codec!r} unknown; use raw, mjpeg:QUALITY, h264:CRF, h264:CRF:GOP or "
+                             "mpeg4:QUANTISER:GOP")
         if min(self.width, self.height) < 16 or not (self.fps > 0 and self.duration_s * self.fps >= 1):
             raise ValueError(f"scene of {self.width}x{self.height} px, {self.duration_s} s at {self.fps} /s holds no clip; "
                              "expected at least 16x16 px and one frame")
-        if self.codec.startswith("h264") and (self.width % 2 or self.height % 2):
-            raise ValueError(f"scene of {self.width}x{self.height} px in H.264: expected even sides")
+        if self.codec.startswith(("h264", "mpeg4")) and (self.width % 2 or self.height % 2):
+            raise ValueError(f"scene of {self.width}x{self.height} px in {self.codec}: expected even sides")
         for name in ("hr_per_min", "rr_per_min", "hand_hr_per_min"):
             rate = getattr(self, name)
             if rate is not None and not 1 <= rate <= 400:

@@ -7,7 +7,6 @@ quality threshold, without the gate's agreement over time, so the table shows th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from distillation import losses
 from distillation.cache import Cache, CacheSpec, build
 from distillation.example import INT8_STEP
+from distillation.teacher import write_whole
 from distillation.train import TrainConfig, train
 from edge.gate import SHOWN_QUALITY
 from edge.records import Waveform
@@ -146,8 +146,8 @@ def ablate(config: TrainConfig, domains: Sequence[str], seeds: Sequence[int], n_
             rows.setdefault(variant.name, []).append(figures(judged))
     record = {"config": asdict(config), "student": asdict(size), "domains": list(domains), "seeds": list(seeds),
               "n_test": n_test, "variants": rows}
-    _write(out / "ablation.json", json.dumps(record, indent=1))
-    _write(out / "ablation.md", table(rows))
+    write_whole(out / "ablation.json", json.dumps(record, indent=1).encode())
+    write_whole(out / "ablation.md", table(rows).encode())
     return out / "ablation.json"
 
 
@@ -166,12 +166,3 @@ def table(rows: dict[str, list[dict[str, float | None]]]) -> str:
             cells.append(f"{np.mean(values):.2f} ({np.ptp(values) / 2:.2f})" if values else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"partial-{path.name}")
-    with partial.open("w") as sink:
-        sink.write(text)
-        sink.flush()
-        os.fsync(sink.fileno())
-    partial.replace(path)

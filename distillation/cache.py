@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import calibration
-from calibration.domains import domain_test_scene, mixed_scene
+from calibration.domains import domain_test_scene, mixed_scene, recompressed_scene
 from calibration.recordings import Recordings
 from calibration.scene import Scene
 from calibration.scenes import restraint_scene
@@ -46,7 +46,7 @@ def recordings_hash(folder: str) -> str:
 class CacheSpec:
     """What a cache holds: n clips of n_samples grid points from seed0 on.
 
-    suite: `mixed` (training), `restraint`, or `test:NAME`, the test scenes of a domain or an incubator scene.
+    suite: `mixed` (training), `restraint`, `recompressed`, or `test:NAME`, the test scenes of a domain or an incubator scene.
     held_out: domains that a mixed suite leaves out. recordings: folder of recorded beat and breath times, or "".
     """
 
@@ -77,9 +77,11 @@ class CacheSpec:
             return mixed_scene(seed, holdout=frozenset(self.held_out), recordings=recordings)
         if self.suite == "restraint":
             return restraint_scene(seed)
+        if self.suite == "recompressed":
+            return recompressed_scene(seed)
         what, _, name = self.suite.partition(":")
         if what != "test":
-            raise ValueError(f"suite {self.suite!r} unknown; choose mixed, restraint or test:NAME")
+            raise ValueError(f"suite {self.suite!r} unknown; choose mixed, restraint, recompressed or test:NAME")
         recordings = Recordings(Path(self.recordings), "test") if self.recordings else None
         return domain_test_scene(name, index, width=192, height=144, duration_s=duration_s, recordings=recordings)
 

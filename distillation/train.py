@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.domains import DOMAINS, MIXED_SEED0, MIXED_VALIDATION_SEED0, NICU
+from calibration.domains import DOMAINS, MIXED_SEED0, MIXED_VALIDATION_SEED0, NICU, RECOMPRESSED_SEED0
 from calibration.scenes import RESTRAINT_SEED0
 from distillation import losses
 from distillation.cache import Cache, CacheSpec, build, recordings_hash
@@ -35,7 +35,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """n_train, n_restraint, n_valid: rendered clips. minutes: stop after the epoch that passes this budget.
+    """n_train, n_restraint, n_recompressed, n_valid: rendered clips. minutes: stop after the epoch that passes this budget.
 
     held_out: domains, comma separated, that no training clip comes from. recordings: folder of recorded beat and breath
     times, or empty for synthetic ones alone. datasets: real ones to train on too, `NAME=FOLDER`, semicolon separated.
@@ -46,6 +46,7 @@ class TrainConfig:
 
     n_train: int = 2200
     n_restraint: int = 500
+    n_recompressed: int = 0
     n_valid: int = 96
     epochs: int = 18
     minutes: float = 150.0
@@ -65,7 +66,8 @@ class TrainConfig:
 
     def caches(self, size: StudentConfig) -> tuple[list[CacheSpec], CacheSpec]:
         """What is rendered to train on and to validate with. Raises TrainingError for what cannot be rendered."""
-        if min(self.n_train, self.n_valid, self.epochs, self.batch, self.threads, self.workers) < 1 or self.n_restraint < 0:
+        if min(self.n_train, self.n_valid, self.epochs, self.batch, self.threads, self.workers) < 1 or \
+                min(self.n_restraint, self.n_recompressed) < 0:
             raise TrainingError(f"{self}: clips, epochs, batch, threads and workers must be at least 1")
         samples = size.window + 48
         held_out = tuple(sorted(filter(None, self.held_out.split(","))))
@@ -78,6 +80,8 @@ class TrainConfig:
         training = [spec("mixed", self.n_train, MIXED_SEED0)]
         if self.n_restraint:
             training.append(spec("restraint", self.n_restraint, RESTRAINT_SEED0))
+        if self.n_recompressed:
+            training.append(spec("recompressed", self.n_recompressed, RECOMPRESSED_SEED0))
         return training, spec("mixed", self.n_valid, MIXED_VALIDATION_SEED0)
 
 

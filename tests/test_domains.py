@@ -14,10 +14,12 @@ from calibration.domains import (
     MIXED_SEED0,
     MIXED_VALIDATION_SEED0,
     NICU,
+    RECOMPRESSED_SEED0,
     SYNTHETIC_ONLY,
     domain_test_scene,
     mixed_domain,
     mixed_scene,
+    recompressed_scene,
 )
 from calibration.phantom import Phantom
 from calibration.recordings import (
@@ -333,3 +335,10 @@ def test_real_preterm_recordings_fall_into_different_halves(clips):
     excerpt = Recordings(root, "test").draw(np.random.default_rng(1), 40.0, 90.0)
     assert excerpt.name == "pics_preterm_infant1_seg1"
     assert 130 < excerpt.hr_per_min < 175 and 45 < excerpt.rr_per_min < 90
+
+
+def test_recompressed_scenes_have_key_frames_every_few_pictures():
+    scenes = [recompressed_scene(RECOMPRESSED_SEED0 + i) for i in range(40)]
+    assert scenes[3] == recompressed_scene(RECOMPRESSED_SEED0 + 3)
+    assert all(s.codec.split(":")[0] in ("h264", "mpeg4") and 8 <= int(s.codec.split(":")[2]) <= 30 for s in scenes)
+    assert 10 <= sum(s.has_pulse for s in scenes) <= 25 and any(s.has_breathing for s in scenes)

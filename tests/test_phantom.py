@@ -53,9 +53,9 @@ def test_each_kind_renders(kind):
     assert (phantom.pulse_map() > 0).any() == (phantom.pulse is not None)
 
 
-@pytest.mark.parametrize("codec", ["raw", "mjpeg:80", "h264:12"])
+@pytest.mark.parametrize("codec", ["raw", "mjpeg:80", "h264:12", "h264:12:4", "mpeg4:3:4"])
 def test_codecs_keep_size_and_number_of_frames(codec):
-    if codec.startswith("h264"):
+    if codec.startswith(("h264", "mpeg4")):
         pytest.importorskip("av", reason="PyAV encodes H.264; it is in the extras `lab` and `test`")
     compressed = pixels(scene("face", codec=codec))
     assert compressed.shape == (9, 48, 64, 3)
@@ -63,9 +63,19 @@ def test_codecs_keep_size_and_number_of_frames(codec):
     assert (difference == 0) == (codec == "raw") and difference < 10
 
 
+def test_key_frames_beat_at_their_own_rate():
+    """What makes a restraint clip of a still doll: every 12th picture is coded anew and differs from the one before."""
+    pytest.importorskip("av", reason="PyAV encodes MPEG-4; it is in the extras `lab` and `test`")
+    clip = pixels(scene("doll", seconds=2.4, codec="mpeg4:8:12", fps=25.0, motion_frac=0.0005, noise_counts=1.0)).astype(int)
+    change = np.abs(np.diff(clip, axis=0)).mean(axis=(1, 2, 3))
+    key = np.arange(1, 60) % 12 == 0
+    assert change[key].min() > 2 * np.median(change[~key])
+
+
 @pytest.mark.parametrize(("changed", "message"), [
     ({"kind": "cat"}, "newborn"), ({"codec": "vp9:3"}, "mjpeg:QUALITY"), ({"codec": "mjpeg"}, "mjpeg:QUALITY"),
-    ({"codec": "h264:good"}, "h264:CRF"), ({"width": 0}, "holds no clip"), ({"fps": 0.0}, "holds no clip"),
+    ({"codec": "h264:good"}, "h264:CRF"), ({"codec": "mpeg4:5"}, "mpeg4:QUANTISER:GOP"),
+    ({"width": 0}, "holds no clip"), ({"fps": 0.0}, "holds no clip"),
     ({"seconds": 0.0}, "holds no clip")])
 def test_a_scene_that_cannot_be_is_refused_where_it_is_made(changed, message):
     with pytest.raises(ValueError, match=message):
