@@ -46,7 +46,8 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
 
     run: the folder that training filled (student.pt, config.json, log.jsonl, and teacher/ where it made one). measured: an
     evaluation of these very weights, or None before there is one.
-    Raises ExportError when ONNX Runtime's answer differs from torch's by more than AGREEMENT.
+    Raises ExportError when ONNX Runtime's answer differs from torch's by more than AGREEMENT. A run that began from another
+    one's checkpoint is recorded with it.
     """
     settings = json.loads((run / "config.json").read_text())
     student = load_student(run / "student.pt", settings["student"])
@@ -70,10 +71,8 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
     if measured is not None and measured.get("weights") != hashes:
         raise ExportError("the evaluation is not of these weights (its hashes differ): evaluate the exported ones, then "
                           "export again with its JSON")
-    log = (run / "log.jsonl").read_text()
-    (out / "training.jsonl").write_text(log)
-    last = json.loads(log.splitlines()[-1])
-    teacher = run / "teacher" / "teacher.json"
+    stages = _stages(run)
+    (out / "training.jsonl").write_text("".join((stage / "log.jsonl").read_text() for stage in stages))
     record = {
         "format": sidecar.FORMAT,
         "model": {"name": "physvlm-v2", "fs_hz": config.fs_hz, "window": config.window, "size": config.size,
@@ -82,14 +81,33 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
         "files": hashes,
         "parameters": sum(p.numel() for p in student.parameters()),
         "onnx": {"opset": OPSET, "torch": torch.__version__, "largest_difference_from_torch": float(f"{worst:.2g}")},
-        "training": {"config": settings["train"], "student": settings["student"], "log_end": last,
-                     "teacher": json.loads(teacher.read_text()) if teacher.exists() else None,
+        "training": {"stages": [_stage(stage) for stage in stages], "student": settings["student"],
                      "python": platform.python_version(), "machine": platform.machine()},
         "measured": {} if measured is None else {"roi": measured.get("roi"), **measured["suites"]},
     }
     target = out / "student.json"
     sidecar.write(target, record)
     return target
+
+
+def _stages(run: Path) -> list[Path]:
+    """The run and those that it began from, earliest first. Raises ExportError where one of them is not there."""
+    start = json.loads((run / "config.json").read_text())["train"].get("start")
+    if not start:
+        return [run]
+    before = Path(start).parent
+    if not (before / "config.json").exists() or not (before / "log.jsonl").exists():
+        raise ExportError(f"{run} began from {start}, whose record is not there: expected config.json and log.jsonl in "
+                          f"{before.absolute()}; export from the folder that the training was started in")
+    return [*_stages(before), run]
+
+
+def _stage(run: Path) -> dict[str, Any]:
+    """What is kept of one stage: settings, the end of its log, and the teacher that it made, if it did."""
+    teacher = run / "teacher" / "teacher.json"
+    return {"config": json.loads((run / "config.json").read_text())["train"],
+            "log_end": json.loads((run / "log.jsonl").read_text().splitlines()[-1]),
+            "teacher": json.loads(teacher.read_text()) if teacher.exists() else None}
 
 
 def _difference(path: Path, module: torch.nn.Module, feeds: dict[str, torch.Tensor]) -> float:

@@ -200,8 +200,15 @@ def exported(tmp_path_factory):
     torch.manual_seed(3)
     made = Student(CONFIG).eval()
     torch.save({"student": made.state_dict()}, run / "student.pt")
-    (run / "config.json").write_text(json.dumps(settings_of(TrainConfig(), CONFIG)))
+    before = tmp_path_factory.mktemp("before")
+    (before / "config.json").write_text(json.dumps(settings_of(TrainConfig(epochs=1), CONFIG)))
+    (before / "teacher").mkdir()
+    (before / "teacher" / "teacher.json").write_text('{"version": "abc"}')
+    (run / "config.json").write_text(json.dumps(settings_of(TrainConfig(epochs=2, start=str(before / "student.pt")), CONFIG)))
     (run / "log.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    with pytest.raises(ExportError, match="whose record is not there"):
+        export(run, out, normalisation(), None)
+    (before / "log.jsonl").write_text('{"epoch": 9}\n')
     first = export(run, out, normalisation(), None)
     evaluation = {"weights": json.loads(first.read_text())["files"], "roi": "full", "suites": {"newborn": {"hr_near": 0.99}}}
     with pytest.raises(ExportError, match="not of these weights"):
@@ -224,8 +231,11 @@ def test_what_is_exported_answers_as_torch_does(exported):
     got = engine.head(got_features * mask.numpy()[:, None, None], mask.numpy())
     for ours, theirs in zip(got, (waves[0], torch.sigmoid(logits[0]), attention[0]), strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
-    assert (path.parent / "training.jsonl").read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
-    assert record["training"]["log_end"] == {"epoch": 2} and record["measured"]["newborn"]["hr_near"] == 0.99
+    assert (path.parent / "training.jsonl").read_text() == '{"epoch": 9}\n{"epoch": 1}\n{"epoch": 2}\n'
+    stages = record["training"]["stages"]
+    assert [stage["log_end"]["epoch"] for stage in stages] == [9, 2] and [s["config"]["epochs"] for s in stages] == [1, 2]
+    assert [stage["teacher"] for stage in stages] == [{"version": "abc"}, None]
+    assert record["measured"]["newborn"]["hr_near"] == 0.99
     assert record["parameters"] == sum(p.numel() for p in made.parameters())
 
 
