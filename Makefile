@@ -61,7 +61,7 @@ OUT ?= out/train
 train: setup-lab
 	$(LAB)/bin/python -m calibration train --out $(OUT)/1 $(ARGS)
 	$(LAB)/bin/python -m calibration train --out $(OUT)/2 --start $(OUT)/1/student.pt --teacher $(OUT)/1/teacher \
-		--n-recompressed 400 --epochs 3 --learning-rate 0.001 --seed 2 $(ARGS)
+		--n-recompressed 400 --epochs 2 --learning-rate 0.001 --seed 2 $(ARGS)
 	$(LAB)/bin/python -m calibration export $(OUT)/2 --out $(OUT)/weights
 
 soak: setup
