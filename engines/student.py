@@ -32,7 +32,7 @@ TILT = {"pulse": 0.5, "resp": 1.0}
 
 
 LEAK_HARMONICS = {"pulse": (1, 2, 3), "resp": (1,)}
-"""Multiples of the other task's rate that are taken out: a breath's harmonics of the pulse, the beat itself of the breath."""
+"""Multiples of the other task's rate that are leak: a breath's harmonics in the pulse, the beat itself in the breath."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class WaveletTemporalBlock(nn.Module):
 
 
 class LeakGate(nn.Module):
-    """Takes the other task's rhythm and its harmonics out of a wave: cross-task, at the frequencies seen right now.
+    """Takes the breath's rhythm and its harmonics out of the pulse's wave: cross-task, at the frequencies seen right now.
 
     A breath moves the whole picture and its 2nd and 3rd harmonics lie where a newborn's heart beats. The wave is projected
     on the bins of a plain (untapered, orthogonal) DFT there, and as much of that is subtracted as the learned depth says,
@@ -279,8 +279,8 @@ class TaskHead(nn.Module):
             nn.Conv2d(hidden, hidden, (1, 7), padding=(0, 3 * d), dilation=(1, d)) for d in dilations)
         self.leave = nn.Conv2d(hidden, 1, (1, 1))
         self.skip = nn.Parameter(torch.tensor(1.0))
-        self.gated = config.leak_gate
-        self.leak = LeakGate(config, freqs_hz, LEAK_HARMONICS[task])
+        # the breath's wave has none: a heart's rate is seldom in it, and taking it out cost more readings than it mended
+        self.leak = LeakGate(config, freqs_hz, LEAK_HARMONICS[task]) if config.leak_gate and task == "pulse" else None
         self.presence = nn.Sequential(nn.Linear(hidden + 5 + 2, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, series: Tensor, mask: Tensor, own: Found, other: Found, dft: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,7 +290,9 @@ class TaskHead(nn.Module):
         for block in self.blocks:
             x = x + F.relu(block(x))
         wave = self.leave(x)[:, 0, 0] + self.skip * series[:, 0]
-        wave = (self.leak(wave * mask, other.chosen, own.chosen) if self.gated else wave) * mask
+        if self.leak is not None:
+            wave = self.leak(wave * mask, other.chosen, own.chosen)
+        wave = wave * mask
         wave = wave - (wave.sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3)) * mask
         wave = wave / torch.sqrt((wave**2).sum(1, keepdim=True) / (mask.sum(1, keepdim=True) + 1e-3) + 1e-6)
         spectrum = wave @ dft
