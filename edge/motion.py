@@ -34,11 +34,10 @@ UNIFORM = 0.85
 rendered breathing 0.00-0.23, a real chest 0.35."""
 
 
-PULSE_UNIFORM, GREY = 0.95, 0.98
+PULSE_UNIFORM, GREY = 0.93, 0.92
 """The same share, and the share of a rhythm that blue, green and red have in common, above both of which a pulse is the
-lamp's: lamps and their glare have 0.99 and more of both. Skin that fills the picture has up to 0.84 (perfusion is blotchy)
-and 0.95 (blood takes most out of the green); infrared is grey and blotchy."""
-
+lamp's: lamps and their glare have 0.96 and more of the first and, by their tint, 0.94 and more of the second. Skin that fills
+the picture has up to 0.84 of the first, for perfusion is blotchy, in infrared too."""
 
 def _turning(valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complex64]:
     """Tapered turn (n,): a series times it is the series' complex amplitude at rate_hz, up to a constant."""
@@ -53,11 +52,20 @@ def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
 
 def lamp_beats(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
     """Whether what pulses at rate_hz is the lamp: alike everywhere and in every colour. cells, valid: as for rhythm_moves."""
+    colours = _colours(cells, valid, rate_hz, fs_hz)
+    return _grey(colours) > GREY and _in_common(colours.mean(axis=0)) > PULSE_UNIFORM
+
+
+def _colours(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complexfloating]:
+    """Complex amplitude of each colour in each cell: (3, cells)."""
     turning = _turning(valid, rate_hz, fs_hz)
-    colours = np.stack([turning @ cells[:, :, k] for k in range(3)])
+    return np.stack([turning @ cells[:, :, k] for k in range(3)])
+
+
+def _grey(colours: NDArray[np.complexfloating]) -> float:
+    """Share (0-1) of the colours' power that all three have alike; 0 where nothing changes."""
     power = float((np.abs(colours) ** 2).sum())
-    grey = float((np.abs(colours.sum(axis=0)) ** 2).sum()) / (3 * power) if power > 0 else 0.0
-    return grey > GREY and _in_common(colours.mean(axis=0)) > PULSE_UNIFORM
+    return float((np.abs(colours.sum(axis=0)) ** 2).sum()) / (3 * power) if power > 0 else 0.0
 
 
 def _in_common(amplitudes: NDArray[np.complexfloating]) -> float:

@@ -76,9 +76,9 @@ def test_nothing_at_all_is_no_lamp() -> None:
 
 @pytest.mark.parametrize(("changed", "belief", "why"), [
     ({"kind": "object", "sway_hz": 2.5, "sway_frac": 0.02, "hr_per_min": None}, 0.5, {Reason.MOTION}),
-    ({"kind": "object", "sway_hz": 2.5, "sway_frac": 0.02, "hr_per_min": None}, 0.9, set()),
+    ({"kind": "object", "sway_hz": 2.5, "sway_frac": 0.02, "hr_per_min": None}, 0.97, set()),
     ({"kind": "doll", "lamp_hz": 2.5, "lamp_amplitude": 0.01, "hr_per_min": None}, 0.9, {Reason.LIGHT_FLICKER}),
-    ({"bcg_frac": 0.003}, 0.9, set())])
+    ({"bcg_frac": 0.003}, 0.97, set())])
 def test_what_moves_is_a_pulse_only_to_a_student_that_is_sure(changed: dict, belief: float, why: set[Reason]) -> None:
     """Each beat kicks a newborn's head a little; a lamp is never a pulse, whatever the student believes."""
     scene = replace(NEWBORN, rr_per_min=None, **changed)
