@@ -165,14 +165,13 @@ def _follow(wave: Transformed, averaging_s: float, breath: Track | None = None) 
         return track
     width_hz = 1.0 / (2.0 * np.pi * float(np.average(bank.spread_s[rows], weights=weight)))
     rate_hz = _typical(turning_hz, np.sqrt(weight) * (covered - least_covered + EDGE), search.trim * width_hz)
-    late_hz = 0.0
+    past = 1.0  # what is left of the quality where the mean is no longer where the rhythm is
     if search.late:
         seen = recent & (covered >= TOUCHED)
-        late_hz = abs(float(bank.freqs_hz[rows[seen]][-NEWEST:].mean()) - rate_hz)
-        moved = _moved(np.where(weight > 0, turning_hz, np.nan), bank.freqs_hz[rows], seen, search.trim * width_hz)
-        if abs(moved - rate_hz) > MOVES * width_hz:
-            rate_hz = moved
-            late_hz = abs(float(bank.freqs_hz[rows[seen]][-NEWEST:].mean()) - rate_hz)
+        moved = _moved(np.where(weight > 0, turning_hz, np.nan), track.ridge_hz, seen, search.trim * width_hz)
+        rate_hz = moved if abs(moved - rate_hz) > MOVES * width_hz else rate_hz
+        late_hz = abs(float(track.ridge_hz[seen][-NEWEST:].mean()) - rate_hz)
+        past = 1.0 / (1.0 + (late_hz / width_hz / search.late) ** 4)
     kept = float(weight.sum() / power[rows, instants][weight > 0].sum())
     if kept < LEAK_KEPT or not bank.freqs_hz[0] < rate_hz < bank.freqs_hz[-1]:
         return track
@@ -182,9 +181,7 @@ def _follow(wave: Transformed, averaging_s: float, breath: Track | None = None) 
     share = float(np.clip((explained - least) / (most - least), 0.0, 1.0))
     newest = clean[rows, instants][bank.times_s >= -search.alive_s].mean()
     alive = min(1.0, float(newest / clean[rows, instants][recent].mean()) / ALIVE)
-    quality = share * min(kept, 1.0) * alive / (1.0 + (wander / search.wander) ** 2)
-    if search.late:
-        quality /= 1.0 + (late_hz / width_hz / search.late) ** 4
+    quality = past * share * min(kept, 1.0) * alive / (1.0 + (wander / search.wander) ** 2)
     enough &= rate_hz * float(wave.valid.sum()) / wave.fs_hz >= search.min_cycles
     return replace(track, rate_hz=rate_hz, quality=quality, enough=enough)
 
