@@ -9,16 +9,17 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-lab run test test-lab train lint soak clean
+.PHONY: help setup setup-lab run test test-lab test-cuda train lint soak clean
 
 help:
 	@echo "make run [VIDEO=path]   the whole chain on a rendered newborn clip, or on your video"
 	@echo "make test               the tests, quick ones (no torch)"
 	@echo "make test-lab           the tests that need torch, in $(LAB)"
+	@echo "make test-cuda          the CUDA layer on the real pycuda over a stand-in driver (needs CUDA's headers, no GPU)"
 	@echo "make train [OUT=folder] trains the shipped student anew, teacher and clips included (hours; goes on where it was)"
 	@echo "make lint               ruff and mypy"
 	@echo "make soak               the long tests, faults injected"
-	@echo "make clean              removes both environments and every build output"
+	@echo "make clean              removes the environments and every build output"
 
 setup: $(VENV)/.ready
 setup-lab: $(LAB)/.ready
@@ -55,6 +56,29 @@ test: setup
 test-lab: setup-lab
 	$(LAB)/bin/python -m pytest -m lab $(ARGS)
 
+# The real pycuda over a stand-in driver: no GPU needed, but CUDA's headers, with which pycuda is built (about a minute).
+CUDA := .venv-cuda
+CUDA_ROOT ?= /usr/local/cuda
+CUDA_TESTS := tests/test_cuda.py tests/test_pycuda_real.py tests/test_kernels.py tests/test_tensorrt_backend.py
+
+test-cuda:
+	@if [ ! -f $(CUDA_ROOT)/include/cuda.h ]; then \
+		echo "SKIPPED test-cuda: no CUDA headers at $(CUDA_ROOT)/include; name CUDA's folder in CUDA_ROOT"; \
+	elif ! command -v g++ >/dev/null; then echo "SKIPPED test-cuda: no g++ to build pycuda with"; \
+	else $(MAKE) --no-print-directory $(CUDA)/.ready && PATH="$(CUDA_ROOT)/bin:$$PATH" PHYSVLM_TEST_PYCUDA=real \
+		$(CUDA)/bin/python -m pytest $(CUDA_TESTS) $(ARGS); fi
+
+$(CUDA)/.ready: setup.py tests/fakecuda/aksetup-defaults.py
+	$(call venv,$(CUDA))
+	@echo "installing the runtime and the test tools into $(CUDA) ..."
+	@$(CUDA)/bin/pip install $(PIP_FLAGS) -e '.[cpu,test]'
+	@echo "building pycuda with $(CUDA_ROOT) ..."
+	@mkdir -p $(CUDA)/home && cp tests/fakecuda/aksetup-defaults.py $(CUDA)/home/.aksetup-defaults.py
+	@gcc -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o $(CUDA)/home/libcuda.so tests/fakecuda/libcuda.c
+	@XDG_CONFIG_HOME="$${XDG_CONFIG_HOME:-$$HOME/.config}" HOME="$(CURDIR)/$(CUDA)/home" CUDA_ROOT="$(CUDA_ROOT)" \
+		CUDA_STUBS="$(CURDIR)/$(CUDA)/home" $(CUDA)/bin/pip install $(PIP_FLAGS) --no-binary pycuda -e '.[jetson]'
+	@touch $@
+
 # PHYSVLM_RECORDINGS names a folder of recorded beat and breath times; the shipped weights were made with one. Two stages:
 # everything, then a little more with clips that went through inter-frame codecs. Each goes on where it was interrupted.
 OUT ?= out/train
@@ -72,5 +96,5 @@ lint: setup
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) $(LAB) build dist out .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LAB) $(CUDA) build dist out .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,6 +23,13 @@ LAB = [
     "torch==2.13.*",
     "onnx>=1.17",
     "onnxscript>=0.5",
+    # FP16 and INT8 on the CPU. Without ModelOpt's own extra `onnx`, which brings CUDA; these are what it needs of it
+    "nvidia-modelopt==0.47.*",
+    "onnxconverter-common>=1.16",
+    "onnx-graphsurgeon>=0.6",
+    "onnxslim>=0.1",
+    "polygraphy>=0.53.4",
+    "lief>=0.16",
     "matplotlib>=3.9",
     "scipy>=1.13",
     "h5py>=3.10",  # data sets in HDF5 and MATLAB 7.3
@@ -57,7 +64,8 @@ setup(
         include=[f"{name}{tail}" for name in ("edge", "engines", "firmware_bridge", "calibration", "distillation")
                  for tail in ("", ".*")]
     ),
-    package_data={"engines": ["weights/*.onnx", "weights/*.json", "weights/*.jsonl"], "firmware_bridge": ["PROTOCOL.md"]},
+    package_data={"engines": ["weights/*.onnx", "weights/*.json", "weights/*.jsonl", "weights/*.npz"],
+                  "edge": ["kernels/*.cu"], "calibration": ["*.json"], "firmware_bridge": ["PROTOCOL.md"]},
     install_requires=RUNTIME,
     extras_require={"cpu": CPU, "jetson": JETSON, "lab": LAB, "test": TEST},
     entry_points={

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 USAGE = 2
 
 MISSING = {"onnxruntime": "cpu", "cv2": "cpu",
-           **dict.fromkeys(("torch", "onnx", "av", "h5py", "scipy", "matplotlib", "transformers"), "lab")}
+           **dict.fromkeys(("torch", "onnx", "modelopt", "av", "h5py", "scipy", "matplotlib", "transformers"), "lab")}
 """Packages that a subcommand may lack, and the extra that brings them."""
 
 
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="physvlm-lab", description="Rendering, training, export and evaluation.")
+    parser = argparse.ArgumentParser(prog="physvlm-lab",
+                                     description="Rendering, training, export, quantisation and evaluation.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -84,6 +85,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--measured", type=Path, help="JSON of an evaluation, kept in the sidecar")
 
+    sub = command("clips", _clips, "select calibration clips, balanced over light, skin, motion and rate, as a manifest")
+    sub.add_argument("--out", type=Path, required=True, metavar="MANIFEST")
+    sub.add_argument("--n", type=int, default=256)
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--weights", default="", help="weights folder other than the shipped one")
+    sub.add_argument("--held-out-subjects", default="", help="comma separated, as SET/SUBJECT: never calibrated on")
+    _add_sources(sub)
+
+    sub = command("quantize", _quantize, "FP16 and INT8 artefacts from calibration clips, beside the FP32 ones")
+    sub.add_argument("--clips", type=Path, required=True, metavar="MANIFEST", help="made by physvlm-lab clips")
+    sub.add_argument("--out", type=Path, required=True, help="weights folder to write; may be the one that is read")
+    sub.add_argument("--weights", default="", help="weights folder to read other than the shipped one")
+    sub.add_argument("--cache", type=Path, help="keep the clips' frames here (else they are made anew each time)")
+    sub.add_argument("--held-out-subjects", default="", help="comma separated: refuse a manifest that holds one of them")
+    _add_sources(sub)
+
+    sub = command("agree", _agree, "FP16 and INT8 against FP32 on unseen clips; exit 1 beyond a tolerance")
+    sub.add_argument("--suite", default="", help="as for evaluate (default newborn,nicu,domains, or none with a data set)")
+    sub.add_argument("--n", type=int, default=3, help="clips of each domain")
+    sub.add_argument("--weights", default="", help="weights folder other than the shipped one")
+    sub.add_argument("--precisions", default="", help="comma separated (default: all that the weights have)")
+    sub.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "tensorrt"), help="what runs them")
+    sub.add_argument("--json", type=Path, metavar="OUT")
+    sub.add_argument("--plot", type=Path, metavar="OUT.png")
+    sub.add_argument("--keep", action="store_true", help="write the figures into the weights' sidecar")
+    _add_sources(sub)
+
     sub = command("evaluate", _evaluate, "score clips through the whole chain; exit 1 beyond a limit")
     sub.add_argument("--suite", default="", help="comma separated: all, domains, nicu, pulse-free, newborn, sweep, or "
                      "names of domains (default all, or none where a data set is given)")
@@ -92,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="neonate", choices=("neonate", "adult"))
     sub.add_argument("--workers", type=int, default=2)
     sub.add_argument("--weights", default="", help="weights folder other than the shipped one")
+    sub.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "int8", "int8_opset17"))
     sub.add_argument("--held-out", default="", help="domains that these weights were trained without, comma separated")
     sub.add_argument("--dataset", nargs=2, action="append", default=[], metavar=("NAME", "ROOT"))
     sub.add_argument("--recordings", type=Path, help="folder of recorded beat and breath times (else PHYSVLM_RECORDINGS)")
@@ -101,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", type=Path, metavar="OUT")
     sub.add_argument("--report", type=Path, metavar="OUT.html")
     return parser
+
+
+def _add_sources(sub: argparse.ArgumentParser) -> None:
+    """Where clips come from beside the renderer, and how many processes make them."""
+    sub.add_argument("--dataset", nargs=2, action="append", default=[], metavar=("NAME", "ROOT"))
+    sub.add_argument("--recordings", type=Path, help="folder of recorded beat and breath times (else PHYSVLM_RECORDINGS)")
+    sub.add_argument("--workers", type=int, default=2)
 
 
 def _add_clips(sub: argparse.ArgumentParser) -> None:
@@ -228,6 +264,84 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sidecar_of(weights: str) -> Path:
+    from engines.sidecar import DEFAULT_WEIGHTS
+
+    return Path(weights) / DEFAULT_WEIGHTS.name if weights else DEFAULT_WEIGHTS
+
+
+def _clips(args: argparse.Namespace) -> int:
+    from calibration.clips import ClipError
+    from calibration.datasets.record import DatasetError
+    from calibration.recordings import BrokenRecordingError, MissingRecordingError, recordings_folder
+    from calibration.selection import Selection, SelectionError, table, trained_without, write_manifest
+    from engines.sidecar import SidecarError, load
+
+    try:
+        if len({name for name, _ in args.dataset}) < len(args.dataset):
+            raise SelectionError("a data set is named twice; give each one folder")
+        spec, record = load(_sidecar_of(args.weights))
+        wanted = Selection(spec.fs_hz, spec.size, args.n, args.seed,
+                           datasets={name: Path(root) for name, root in args.dataset} or None,
+                           held_out_subjects=tuple(filter(None, args.held_out_subjects.split(","))),
+                           held_out_domains=trained_without(record), recordings=recordings_folder(args.recordings))
+        print(table(write_manifest(args.out, wanted, args.workers)))
+    except (SelectionError, ClipError, DatasetError, SidecarError, MissingRecordingError, BrokenRecordingError) as e:
+        print(f"physvlm-lab clips: {e}", file=sys.stderr)
+        return USAGE
+    return 0
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from calibration.clips import ClipError, open_clips
+    from calibration.onnx_rules import RuleError
+    from calibration.quantize import QuantizeError, quantize, table
+    from calibration.recordings import MissingRecordingError, recordings_folder
+    from engines.sidecar import SidecarError, load
+
+    try:
+        sidecar = _sidecar_of(args.weights)
+        spec, _ = load(sidecar)
+        with tempfile.TemporaryDirectory(prefix="physvlm-clips-") as scratch:
+            clips = open_clips(args.clips, fs_hz=spec.fs_hz, size=spec.size, cache=args.cache or Path(scratch),
+                               held_out=tuple(filter(None, args.held_out_subjects.split(","))),
+                               roots={name: Path(root) for name, root in args.dataset},
+                               recordings=recordings_folder(args.recordings), workers=args.workers)
+            print(table(quantize(clips, args.clips, args.out, sidecar)))
+    except (ClipError, SidecarError, MissingRecordingError) as e:
+        print(f"physvlm-lab quantize: {e}", file=sys.stderr)
+        return USAGE
+    except (QuantizeError, RuleError) as e:
+        print(f"physvlm-lab quantize: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _agree(args: argparse.Namespace) -> int:
+    import os
+    import shlex
+
+    from calibration.agree import SUITE, run
+    from calibration.datasets.record import DatasetError
+    from calibration.evaluate import EvaluationError
+    from calibration.recordings import RECORDINGS_ENV, MissingRecordingError
+    from engines.errors import EngineError
+    from engines.sidecar import SidecarError
+
+    if args.recordings:
+        os.environ[RECORDINGS_ENV] = str(args.recordings)  # the workers' too
+    try:
+        return run(suite=args.suite or ("" if args.dataset else SUITE), n=args.n, weights=args.weights,
+                   datasets=[(name, Path(root)) for name, root in args.dataset], backend=args.backend, workers=args.workers,
+                   precisions=tuple(filter(None, args.precisions.split(","))), json_out=args.json, plot=args.plot,
+                   keep=args.keep, command=shlex.join(["physvlm-lab", *sys.argv[1:]]))
+    except (SidecarError, EvaluationError, EngineError, DatasetError, MissingRecordingError) as e:
+        print(f"physvlm-lab agree: {e}", file=sys.stderr)
+        return USAGE
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     import os
     import shlex
@@ -242,7 +356,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     suite = args.suite or ("" if args.dataset or args.lodo else "all")
     try:
         return run(suite=suite, n=args.n, roi=args.roi, profile=args.profile, workers=args.workers, weights=args.weights,
-                   baselines=not args.no_baselines, held_out=tuple(filter(None, args.held_out.split(","))),
+                   precision=args.precision, baselines=not args.no_baselines,
+                   held_out=tuple(filter(None, args.held_out.split(","))),
                    datasets=[(name, Path(root)) for name, root in args.dataset], json_out=args.json, report=args.report,
                    lodo=args.lodo, command=shlex.join(["physvlm-lab", *sys.argv[1:]]))
     except (SidecarError, EvaluationError, DatasetError, MissingRecordingError) as e:

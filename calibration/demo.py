@@ -28,7 +28,7 @@ from edge.config import CameraConfig, Config, ConfigError, SerialConfig, parse_r
 from edge.pipeline import Hop, ModelMismatch
 from edge.runtime import Live, RuntimeFault, make_engine
 from edge.vitals import PROFILES
-from engines.onnxruntime_backend import EngineError
+from engines.errors import EngineError
 from engines.sidecar import SidecarError
 from firmware_bridge.port import LinkError
 

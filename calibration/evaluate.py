@@ -14,9 +14,10 @@ Leave-one-domain-out: train without a domain, evaluate with `held_out` naming it
 files together.
 
 The JSON: format, kind (evaluation or lodo), command, date, version, code_sha256 (of the packages that decide a reading),
-weights (file hashes, by precision), weights_folder, profile, roi, clips_per_domain, held_out, startup_s, limits (see
-summary.check), table (group -> method -> vital -> figures, see summary.py), suites (the student's chief figures by group,
-flat, which `physvlm-lab export --measured` keeps), subjects, clips (every reading, score.ClipScore.as_json), and for lodo
+weights (file hashes, by precision), weights_folder, precision (evaluated), profile, roi, clips_per_domain, held_out,
+startup_s, limits (see summary.check), table (group -> method -> vital -> figures, see summary.py), suites (the student's
+chief figures by group, flat, which `physvlm-lab export --measured` keeps), subjects,
+clips (every reading, score.ClipScore.as_json), and for lodo
 also seen (the same domains under students that were trained with them) and merged (the files).
 """
 
@@ -102,14 +103,14 @@ def score_scene(suite: str, scene: Scene, roi: str, profile: str = "neonate", we
                 baselines: Sequence[str] = ()) -> ClipScore:
     """Render one clip, run it through the pipeline and hold what was shown against the truth. suite: also its domain."""
     source = source_of_phantom(domain_suites().get(suite, suite), suite, Phantom(scene))
-    return score(source, _engine(weights), PROFILES[profile], roi, baselines)
+    return score(source, _engine(weights, "fp32"), PROFILES[profile], roi, baselines)
 
 
 @lru_cache(maxsize=1)
-def _engine(weights: str) -> Engine:
+def _engine(weights: str, precision: str) -> Engine:
     """One engine a process: it keeps nothing between clips."""
     config = Config()
-    engine, _ = make_engine(replace(config, model=replace(config.model, weights=weights)))
+    engine, _ = make_engine(replace(config, model=replace(config.model, weights=weights, precision=precision)))
     return engine
 
 
@@ -124,6 +125,7 @@ class Job:
     weights: str
     baselines: tuple[str, ...]
     record: ClipRecord | None = None
+    precision: str = "fp32"
 
     def source(self) -> Source:
         if self.record is not None:
@@ -132,12 +134,13 @@ class Job:
 
 
 def _scored(job: Job) -> ClipScore:
-    return score(job.source(), _engine(job.weights), PROFILES[job.profile], job.roi, job.baselines)
+    return score(job.source(), _engine(job.weights, job.precision), PROFILES[job.profile], job.roi, job.baselines)
 
 
 def run(*, suite: str = "all", n: int = 20, roi: str = "auto", profile: str = "neonate", workers: int = 2,
-        weights: str = "", baselines: bool = True, held_out: Sequence[str] = (), datasets: Sequence[tuple[str, Path]] = (),
-        json_out: Path | None = None, report: Path | None = None, lodo: Sequence[Path] = (), command: str = "") -> int:
+        weights: str = "", precision: str = "fp32", baselines: bool = True, held_out: Sequence[str] = (),
+        datasets: Sequence[tuple[str, Path]] = (), json_out: Path | None = None, report: Path | None = None,
+        lodo: Sequence[Path] = (), command: str = "") -> int:
     """Evaluate, print a table, write what was asked for: 0, or 1 when a limit is broken.
 
     suite: comma-separated suites and domains, n clips of each domain; empty where data sets alone are scored.
@@ -154,11 +157,13 @@ def run(*, suite: str = "all", n: int = 20, roi: str = "auto", profile: str = "n
     if lodo:
         result = merge_lodo(lodo)
     else:
-        jobs = _jobs(suite, n, roi, profile, weights, tuple(METHODS) if baselines else (), held_out, datasets)
+        jobs = jobs_of(suite, n, roi=roi, profile=profile, weights=weights, baselines=tuple(METHODS) if baselines else (),
+                       held_out=held_out, datasets=datasets, precision=precision)
         folder = Path(weights) / DEFAULT_WEIGHTS.name if weights else DEFAULT_WEIGHTS
         _, sidecar = load(folder)
         result = result_of(_score_all(jobs, workers), held_out, {
-            "kind": "evaluation", "weights": sidecar["files"], "weights_folder": weights or "shipped", "profile": profile,
+            "kind": "evaluation", "weights": sidecar["files"], "weights_folder": weights or "shipped",
+            "precision": precision, "profile": profile,
             "roi": roi, "clips_per_domain": n})
     result = {"format": FORMAT, "command": command} | result
     print_table(result)
@@ -171,14 +176,17 @@ def run(*, suite: str = "all", n: int = 20, roi: str = "auto", profile: str = "n
     return 1 if any(row["verdict"] == "broken" for row in result["limits"]) else 0
 
 
-def _jobs(suite: str, n: int, roi: str, profile: str, weights: str, baselines: tuple[str, ...], held_out: Sequence[str],
-          datasets: Sequence[tuple[str, Path]]) -> list[Job]:
+def jobs_of(suite: str, n: int, *, roi: str = "full", profile: str = "neonate", weights: str = "",
+            baselines: tuple[str, ...] = (), held_out: Sequence[str] = (), datasets: Sequence[tuple[str, Path]] = (),
+            precision: str = "fp32") -> list[Job]:
+    """Every clip to be looked at. Raises EvaluationError, and DatasetError for a folder that is no such set."""
     if n < 1 or profile not in PROFILES or roi not in ("auto", "full"):
         raise EvaluationError(f"n {n}, profile {profile!r}, roi {roi!r}: expected at least 1, one of {', '.join(PROFILES)}, "
                               "and auto or full")
     domains = chosen(suite)
-    jobs = [Job(domain, i, roi, profile, weights, baselines) for domain in domains for i in range(n)]
-    jobs += [Job(record.domain, i, roi, profile, weights, baselines, record) for i, record in enumerate(_records(datasets))]
+    common = {"roi": roi, "profile": profile, "weights": weights, "baselines": baselines, "precision": precision}
+    jobs = [Job(domain, i, **common) for domain in domains for i in range(n)]
+    jobs += [Job(record.domain, i, record=record, **common) for i, record in enumerate(_records(datasets))]
     if unknown := set(held_out) - {job.domain for job in jobs}:
         raise EvaluationError(f"held-out domain {sorted(unknown)[0]!r} is not evaluated; choose it in --suite too, or leave "
                               f"it out (evaluated: {', '.join(dict.fromkeys(job.domain for job in jobs))})")

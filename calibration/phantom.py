@@ -368,7 +368,9 @@ def _through_codec(pictures: Iterator[NDArray[np.uint8]], scene: Scene) -> Itera
     import av
 
     name, quality, *gop = scene.codec.split(":")
-    options = {"h264": {"crf": quality, "preset": "veryfast"}, "mpeg4": {"qmin": quality, "qmax": quality}}[name]
+    # x264's assembly reads past what it was given when it looks ahead: without it, a scene is the same clip every time
+    options = {"h264": {"crf": quality, "preset": "veryfast", "x264-params": "no-asm=1"},
+               "mpeg4": {"qmin": quality, "qmax": quality}}[name]
     if gop:
         options |= {"g": gop[0], "sc_threshold": "0"}  # key frames at even steps, wherever the picture changes
     buffer = io.BytesIO()

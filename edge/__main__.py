@@ -48,12 +48,28 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     replay.add_argument("--json", metavar="OUT", help="write readings, summary and timing here (- for stdout)")
     replay.add_argument("--plot", metavar="PNG", help="draw waveforms, scalograms and what was shown")
     add_flags(replay, "camera.realtime", "camera.roi", "model.backend", "model.precision", "model.weights",
-              "vitals.profile", "serial.wire_file", "log.level")
+              "model.engine_cache", "vitals.profile", "serial.wire_file", "log.level")
     run.set_defaults(command=_run)
     replay.set_defaults(command=_replay)
+    _add_prepare(commands)
     _bridge(commands, "display", asked, "the display's screen in this terminal, from a port or a wire file")
     _bridge(commands, "dump", asked, "serial bytes as text, one line a frame")
     return parser
+
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from edge.config import add_flags
+
+    sub = commands.add_parser("prepare", help="build the TensorRT engines on this device, prove and time them")
+    sub.add_argument("--config", metavar="TOML", help="configuration file; flags win over it")
+    add_flags(sub, "model.weights", "model.precision", "model.engine_cache", "log.level")
+    sub.add_argument("--workspace-mb", type=int, default=256, metavar="N",
+                     help="memory that the builder may take for trying things out (default: 256)")
+    sub.add_argument("--rebuild", action="store_true", help="build anew whatever is there")
+    sub.add_argument("--via", choices=("onnx", "torch2trt"), default="onnx",
+                     help="who reads the network: TensorRT's ONNX parser (default), or torch2trt, which needs torch with CUDA")
+    sub.add_argument("--json", action="store_true", help="the result as one JSON object instead of a table")
+    sub.set_defaults(command=_prepare)
 
 
 def _bridge(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
@@ -78,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge.config import ConfigError, flag_overrides, load_config
     from edge.pipeline import ModelMismatch
     from edge.runtime import Live, RuntimeFault, make_engine
-    from engines.onnxruntime_backend import EngineError
+    from engines.errors import EngineError
     from engines.sidecar import SidecarError
     from firmware_bridge.port import LinkError
 
@@ -109,7 +125,7 @@ def _replay(args: argparse.Namespace) -> int:
     from edge.config import ConfigError, flag_overrides, load_config
     from edge.pipeline import ModelMismatch
     from edge.runtime import make_engine, make_pipeline, replay, report, write_json
-    from engines.onnxruntime_backend import EngineError
+    from engines.errors import EngineError
     from engines.sidecar import SidecarError
     from firmware_bridge.port import LinkError
 
@@ -150,6 +166,45 @@ def _replay(args: argparse.Namespace) -> int:
         draw(record.hops, Path(args.plot), PROFILES[config.vitals.profile], None)
     if args.json != "-":
         _print_table(result)
+    return OK
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from edge.config import ConfigError, flag_overrides, load_config
+    from edge.prepare import AUTO, Progress, as_json, cache_folder, prepare, table
+    from engines.cuda import Cuda
+    from engines.errors import EngineError
+    from engines.sidecar import DEFAULT_WEIGHTS, SidecarError, load
+    from engines.tensorrt_build import import_tensorrt
+
+    try:
+        config = load_config(args.config, flag_overrides(args))
+        if not 1 <= args.workspace_mb <= 65536:
+            raise ConfigError(f"--workspace-mb: expected 1 to 65536, got {args.workspace_mb}")
+        _log_to_stderr(config.log.level)
+        weights = config.model.weights
+        spec, _ = load(Path(weights) / DEFAULT_WEIGHTS.name if weights else DEFAULT_WEIGHTS)
+        import_tensorrt()
+        Cuda().close()  # a machine without these can prepare nothing
+    except (ConfigError, SidecarError, EngineError) as e:
+        return _refuse(e)
+    folder, precision, progress = cache_folder(config.model.engine_cache), config.model.precision, Progress()
+    try:
+        rows, best = prepare(spec, folder, AUTO if precision == "auto" else (precision,), args.workspace_mb, args.rebuild,
+                             args.via, progress)
+    except SidecarError as e:  # a precision that the bundle lacks
+        return _refuse(e)
+    except EngineError as e:
+        print(f"physvlm: {e}", file=sys.stderr)
+        return FAULT
+    finally:
+        progress.end()
+    if args.json:
+        import json
+
+        print(json.dumps(as_json(rows, best, folder), indent=1))
+    else:
+        print(table(rows, best))
     return OK
 
 

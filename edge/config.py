@@ -93,9 +93,12 @@ class ModelConfig:
 
     backend: str = _key("onnxruntime", "onnxruntime runs anywhere, tensorrt on a Jetson",
                         _one_of("onnxruntime", "tensorrt"), "--backend")
-    precision: str = _key("fp32", "fp32, fp16 or int8", _one_of("fp32", "fp16", "int8"), "--precision")
+    precision: str = _key("auto", "fp32, fp16, int8, or auto: what `physvlm prepare` chose; fp32 on ONNX Runtime",
+                          _one_of("fp32", "fp16", "int8", "auto"), "--precision")
     weights: str = _key("", "folder of another student than the shipped one; empty = the shipped one",
                         _text, "--weights")
+    engine_cache: str = _key("", "folder of the engines that TensorRT built; empty = /var/cache/physvlm for root, "
+                             "~/.cache/physvlm for others", _text, "--cache")
 
 
 @dataclass(frozen=True)

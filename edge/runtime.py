@@ -26,7 +26,7 @@ from edge.config import Config
 from edge.pipeline import HOP_S, Engine, Hop, Pipeline
 from edge.records import Frame, Reading, Reason, Waveform
 from edge.vitals import PROFILES
-from engines.onnxruntime_backend import EngineError
+from engines.errors import EngineError
 from engines.sidecar import DEFAULT_WEIGHTS, load
 from firmware_bridge.frame import Sender
 from firmware_bridge.link import FileLink, Link, Outlet, Transmitter
@@ -75,11 +75,18 @@ def make_engine(config: Config) -> tuple[Engine, str]:
     """The configured engine and the name of its weights. Raises SidecarError or EngineError."""
     sidecar = Path(config.model.weights) / DEFAULT_WEIGHTS.name if config.model.weights else DEFAULT_WEIGHTS
     spec, _ = load(sidecar)
+    precision = config.model.precision
     if config.model.backend == "tensorrt":
-        raise EngineError("the tensorrt backend is not yet in this build; use --backend onnxruntime")
+        from edge.prepare import cache_folder, chosen
+        from engines.tensorrt_build import import_tensorrt
+        from engines.tensorrt_cache import open_engine
+
+        import_tensorrt()  # what is missing altogether is said first
+        folder = cache_folder(config.model.engine_cache)
+        return open_engine(spec, chosen(folder, spec) if precision == "auto" else precision, folder), spec.name
     from engines.onnxruntime_backend import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(spec, config.model.precision), spec.name
+    return OnnxRuntimeEngine(spec, "fp32" if precision == "auto" else precision), spec.name
 
 
 def make_pipeline(engine: Engine, camera: Camera, config: Config) -> Pipeline:

@@ -68,9 +68,10 @@ def export(run: Path, out: Path, normalisation: dict[str, float], measured: dict
     if worst > AGREEMENT:
         raise ExportError(f"ONNX and torch differ by {worst:.2g}, more than {AGREEMENT}: not exported")
     hashes = {"fp32": {part: {"file": name, "sha256": sidecar.sha256(out / name)} for part, name in files.items()}}
-    if measured is not None and measured.get("weights") != hashes:
-        raise ExportError("the evaluation is not of these weights (its hashes differ): evaluate the exported ones, then "
-                          "export again with its JSON")
+    if measured is not None and (measured.get("weights", {}).get("fp32") != hashes["fp32"]
+                                 or measured.get("precision", "fp32") != "fp32"):
+        raise ExportError("the evaluation is not of these weights in FP32 (its hashes or precision differ): evaluate the "
+                          "exported ones, then export again with its JSON")
     stages = _stages(run)
     (out / "training.jsonl").write_text("".join((stage / "log.jsonl").read_text() for stage in stages))
     record = {

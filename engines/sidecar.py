@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from engines.parity import Tolerance
 
 FORMAT = 1
 
@@ -26,6 +28,8 @@ class ModelSpec:
     `channels` are plain cell means. head: features (1, window, cells, features) and mask
     (1, window) -> waves (1, 2, window), presence logits (1, 2), attention (1, 2, cells); index 0 pulse, 1 breathing.
     normalisation: the constants that the preprocessing had in training; the runtime compares them with its own.
+    parity: file of inputs and FP32 answers (engines/parity.py), None where the bundle has none. tolerances: by precision,
+    what an engine may differ from them.
     """
 
     name: str
@@ -38,6 +42,8 @@ class ModelSpec:
     normalisation: dict[str, float]
     files: dict[str, dict[str, str]]
     folder: Path
+    parity: Path | None = None
+    tolerances: dict[str, Tolerance] = field(default_factory=dict)
 
     def path(self, part: str, precision: str) -> Path:
         """The ONNX file of 'stem' or 'head' in a precision that the sidecar lists."""
@@ -72,9 +78,13 @@ def load(path: Path = DEFAULT_WEIGHTS) -> tuple[ModelSpec, dict[str, Any]]:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise SidecarError(f"{path}: expected format {FORMAT}, got {found}; export the weights again with this version")
     try:
-        spec = ModelSpec(**record["model"], files={p: {k: v["file"] for k, v in parts.items()}
-                                                   for p, parts in record["files"].items()}, folder=path.parent)
+        parity = record.get("parity")
+        spec = ModelSpec(**record["model"], folder=path.parent,
+                         files={p: {k: v["file"] for k, v in parts.items()} for p, parts in record["files"].items()},
+                         parity=path.parent / parity["file"] if parity else None,
+                         tolerances={p: Tolerance(**each) for p, each in parity["tolerances"].items()} if parity else {})
         hashes = [(path.parent / v["file"], v["sha256"]) for parts in record["files"].values() for v in parts.values()]
+        hashes += [(path.parent / parity["file"], parity["sha256"])] if parity else []
         wrong = [name for name, kind in _KINDS.items() if not isinstance(getattr(spec, name), kind)]
         wrong += [f"files.{p}" for p, parts in spec.files.items() if set(parts) != {"stem", "head"}]
     except (KeyError, TypeError, AttributeError) as e:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +31,19 @@ def repeatable_torch() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cuda_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The machine under `pycuda`: a stand-in for both, or with PHYSVLM_TEST_PYCUDA=real the real pycuda over a stand-in for
+    the driver. Never a GPU. Tests break and count it the same way: `fail`, `configure`, `live`, `enqueue` ..."""
+    if os.environ.get("PHYSVLM_TEST_PYCUDA") == "real":
+        from tests.standin_driver import StandinDriver
+
+        return StandinDriver.load()
+    from tests.fake_pycuda import Machine
+
+    machine = Machine()
+    for name, module in machine.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return machine

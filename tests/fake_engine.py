@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge.pipeline import normalisation
 from edge.records import Frame
-from engines.onnxruntime_backend import EngineError
+from engines.errors import EngineError
 from engines.sidecar import ModelSpec
 
 F32 = NDArray[np.float32]

@@ -69,7 +69,7 @@ def test_the_configuration_cannot_be_changed():
     ("[serial]\nstop_bits = true", r"serial.stop_bits: expected 1 or 2, got True"),
     ("[serial]\nport = 0", r"serial.port: expected text, got 0"),
     ("[serial]\ndemo = 1", r"serial.demo: expected true or false, got 1"),
-    ('[model]\nprecision = "int4"', r"model.precision: expected fp32, fp16 or int8, got 'int4'"),
+    ('[model]\nprecision = "int4"', r"model.precision: expected fp32, fp16, int8 or auto, got 'int4'"),
     ('[camera]\nroi = "1,2,3"', r"camera.roi: expected full, auto or X,Y,W,H .*, got '1,2,3'"),
     ("[camera]\nroi = [1, 2, 3, 4]", r"camera.roi: expected full, auto or X,Y,W,H .*, got \[1, 2, 3, 4\]"),
     ("[camera\n", r"not a TOML file"),
@@ -88,7 +88,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_bad_flag_is_an_error_that_names_it():
-    with pytest.raises(ConfigError, match="^--precision: expected fp32, fp16 or int8, got 'int4'"):
+    with pytest.raises(ConfigError, match="^--precision: expected fp32, fp16, int8 or auto, got 'int4'"):
         load_config(None, {"model.precision": "int4"})
     with pytest.raises(ConfigError, match="unknown key 'camera.rio'; did you mean 'roi'"):
         load_config(None, {"camera.rio": "full"})

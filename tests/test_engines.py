@@ -9,7 +9,8 @@ import pytest
 
 from edge.pipeline import check_normalisation
 from engines import sidecar
-from engines.onnxruntime_backend import EngineError, OnnxRuntimeEngine
+from engines.errors import EngineError
+from engines.onnxruntime_backend import OnnxRuntimeEngine
 from engines.sidecar import DEFAULT_WEIGHTS, SidecarError, load, write
 from tests.fake_engine import FakeEngine
 

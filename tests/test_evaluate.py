@@ -343,7 +343,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(evaluate, "scene_of", lambda domain, index: Scene("black", 50 + index, 64, 48, duration_s=1.0))
     monkeypatch.setattr(evaluate, "source_of_phantom", quick_source)
-    monkeypatch.setattr(evaluate, "_engine", lambda weights: FakeEngine())
+    monkeypatch.setattr(evaluate, "_engine", lambda weights, precision: FakeEngine())
 
 
 def test_an_evaluation_writes_what_it_found(quick, tmp_path, capsys):

@@ -31,9 +31,11 @@ RUNTIME_DEPENDENCIES = {
     "firmware_bridge": {"serial"},
 }
 # the network's definition and its export, which the device never imports
-LAB_MODULES = {"engines.student", "engines.export"}
-LAB_PACKAGES = ("torch", "onnx", "onnxscript", "matplotlib", "scipy", "pywt", "av", "h5py", "transformers", "calibration",
-                "distillation")
+LAB_MODULES = {"engines.student", "engines.export", "engines.torch2trt_builder"}
+# device module -> lab module that it may import where it is asked for, never at the top: `--via torch2trt`
+OPTIONAL = {"engines.tensorrt_cache": {"engines.torch2trt_builder"}}
+LAB_PACKAGES = ("torch", "torch2trt", "onnx", "onnxscript", "matplotlib", "scipy", "pywt", "av", "h5py", "transformers",
+                "calibration", "distillation")
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -73,7 +75,7 @@ def wrong_imports(name: str, source: str, is_package: bool = False) -> set[str]:
     wrong = {root for root in roots if root in ARROWS and root not in allowed}
     if package in RUNTIME_DEPENDENCIES and name not in LAB_MODULES:
         wrong |= roots - set(ARROWS) - RUNTIME_DEPENDENCIES[package] - sys.stdlib_module_names
-        wrong |= imported(name, source, is_package) & LAB_MODULES
+        wrong |= (imported(name, source, is_package) & LAB_MODULES) - OPTIONAL.get(name, set())
     return wrong
 
 

@@ -13,7 +13,7 @@ from edge.clip import Region, RegionError, normalise_clip
 from edge.pipeline import ModelMismatch, Pipeline, View, check_normalisation, normalisation
 from edge.records import Frame, Reason, RecordError, State
 from edge.vitals import PROFILES
-from engines.onnxruntime_backend import EngineError
+from engines.errors import EngineError
 from tests.fake_engine import FakeEngine, at_fps, frames, picture, textured
 
 NEONATE = PROFILES["neonate"]
