@@ -7,6 +7,7 @@ never trained or calibrated on, and data sets. On the device the same command ju
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -23,13 +24,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.evaluate import EvaluationError, Job, jobs_of, write_whole
+from calibration.evaluate import EvaluationError, Job, jobs_of
 from calibration.score import VITALS
 from edge.config import Config
 from edge.pipeline import Engine, Hop, Pipeline
 from edge.runtime import make_engine
 from edge.vitals import PROFILES
 from engines import sidecar
+from engines.files import write_whole
 from engines.parity import correlation
 from engines.sidecar import DEFAULT_WEIGHTS
 
@@ -102,11 +104,11 @@ def run(*, suite: str = SUITE, n: int = 3, datasets: Sequence[tuple[str, Path]] 
               "suite": suite, "clips_per_domain": n, "clips": len(jobs), **judge(compared, chosen)}
     print_table(result)
     if json_out is not None:
-        write_whole(json_out, json.dumps(result, allow_nan=False, indent=1) + "\n")
+        write_whole(json_out, json.dumps(result, allow_nan=False, indent=1).encode() + b"\n")
     if plot is not None:
-        partial = plot.with_name(f"{plot.stem}.partial.png")
-        draw(compared, chosen).savefig(partial, dpi=110)
-        partial.replace(plot)
+        picture = io.BytesIO()
+        draw(compared, chosen).savefig(picture, format="png", dpi=110)
+        write_whole(plot, picture.getvalue())
     if keep:
         kept = {key: result[key] for key in ("command", "backend", "date", "suite", "clips", "precisions")}
         sidecar.write(folder, record | {"agreement": kept})

@@ -51,6 +51,7 @@ from edge.config import Config
 from edge.pipeline import Engine
 from edge.runtime import make_engine
 from edge.vitals import PROFILES
+from engines.files import write_whole
 from engines.sidecar import DEFAULT_WEIGHTS, load
 
 if TYPE_CHECKING:
@@ -168,11 +169,11 @@ def run(*, suite: str = "all", n: int = 20, roi: str = "auto", profile: str = "n
     result = {"format": FORMAT, "command": command} | result
     print_table(result)
     if json_out is not None:
-        write_whole(json_out, json.dumps(result, allow_nan=False))
+        write_whole(json_out, json.dumps(result, allow_nan=False).encode())
     if report is not None:
         from calibration.report import render
 
-        write_whole(report, render(result))
+        write_whole(report, render(result).encode())
     return 1 if any(row["verdict"] == "broken" for row in result["limits"]) else 0
 
 
@@ -262,16 +263,6 @@ def merge_lodo(paths: Sequence[Path]) -> dict[str, Any]:
     result = result_of(held, [domain for each in results for domain in each["held_out"]],
                        {"kind": "lodo", "merged": merged} | about)
     return result | {"seen": {domain: tabulate(clips)[domain] for domain, clips in seen.items()}}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as sink:
-        sink.write(text)
-        sink.flush()
-        os.fsync(sink.fileno())
-    partial.replace(path)
 
 
 def _version() -> str:

@@ -42,6 +42,7 @@ from calibration.phantom import Phantom
 from calibration.scenes import NEWBORN_SEED0, newborn_scene
 from edge.clip import LIGHT_CLIP, normalise_clip
 from engines import sidecar
+from engines.files import write_whole
 from engines.onnxruntime_backend import OnnxRuntimeEngine
 from engines.parity import Agreement, Tolerance, load_fixture, measure, save_fixture
 from engines.sidecar import DEFAULT_WEIGHTS, ModelSpec
@@ -107,7 +108,7 @@ def quantize(clips: Clips, manifest: Path, out: Path, weights: Path = DEFAULT_WE
         record["quantization"]["seconds"] = round(time.monotonic() - began_s)
         for path in (*work.glob("student_*.onnx"), *work.glob("training.jsonl"), work / PARITY_FILE,
                      work / MANIFEST_FILE):
-            os.replace(path, out / path.name)
+            write_whole(out / path.name, path.read_bytes())
         sidecar.write(out / DEFAULT_WEIGHTS.name, record)
     return out / DEFAULT_WEIGHTS.name
 

@@ -30,6 +30,7 @@ from calibration.windows import STEPS_PER_UNIT, Seen, made_with, sha256_of, wind
 from edge.clip import FLOW_SCALE, MEAN_TAU_S
 from edge.pipeline import normalisation
 from edge.vitals import PROFILES
+from engines.files import write_whole
 
 if TYPE_CHECKING:
     from calibration.datasets.record import ClipRecord
@@ -136,14 +137,12 @@ def select(wanted: Selection, workers: int = 2) -> dict[str, Any]:
 def write_manifest(out: Path, wanted: Selection, workers: int = 2) -> dict[str, Any]:
     """Select, and write the manifest whole or not at all. Raises as `select`, and SelectionError before anything is rendered
     where it could not be written."""
-    from calibration.evaluate import write_whole
-
     if not out.parent.is_dir():
         raise SelectionError(f"{out}: its folder does not exist; make it first")
     manifest = select(wanted, workers)
     head = json.dumps({key: value for key, value in manifest.items() if key != "clips"}, indent=1)
     clips = ",\n  ".join(json.dumps(clip) for clip in manifest["clips"])
-    write_whole(out, f'{head[:-2]},\n "clips": [\n  {clips}\n ]\n}}\n')
+    write_whole(out, f'{head[:-2]},\n "clips": [\n  {clips}\n ]\n}}\n'.encode())
     return manifest
 
 

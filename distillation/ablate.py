@@ -17,11 +17,11 @@ import torch
 from distillation import losses
 from distillation.cache import Cache, CacheSpec, build
 from distillation.example import INT8_STEP
-from distillation.teacher import write_whole
 from distillation.train import TrainConfig, train
 from edge.gate import SHOWN_QUALITY
 from edge.records import Waveform
 from edge.vitals import PROFILES, estimate
+from engines.files import write_whole
 from engines.student import LEAK_HARMONICS, Student, StudentConfig
 
 NEAR_PER_MIN = 5.0

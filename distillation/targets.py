@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from distillation.cache import open_frames
 from distillation.lessons import Lessons
 from distillation.prompts import N_RATES, TASKS, TeacherError, bin_hz, rate_prompts
-from distillation.teacher import Teacher, answers, rate_of, require_knowledge, version_of, write_whole
+from distillation.teacher import Teacher, answers, rate_of, require_knowledge, version_of
+from engines.files import write_whole
 
 
 @dataclass(frozen=True)

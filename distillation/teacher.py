@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from distillation.prompts import (
     relation_prompts,
 )
 from distillation.towers import ScratchTeacher
+from engines.files import write_whole
 
 Teacher = ScratchTeacher | ClipTeacher
 
@@ -256,16 +256,6 @@ def require_knowledge(teacher: Teacher) -> None:
                 poor.append(f"{name} {key} {line[key]:.3f}, needed {least:.3f}")
     if poor:
         raise TeacherError(f"the teacher knows too little to teach ({'; '.join(poor)}); train it longer or on more clips")
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file is there whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as sink:
-        sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-    partial.replace(path)
 
 
 def make_teacher(choice: str, training: list[Path], validation: list[Path], out: Path,

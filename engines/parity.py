@@ -6,6 +6,7 @@ It proves one engine on one machine; what a precision costs in beats and breaths
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import EngineError
+from engines.files import write_whole
 
 F32 = NDArray[np.float32]
 
@@ -86,9 +88,9 @@ def save_fixture(path: Path, engine: StemAndHead, frames: F32, frames_step: floa
     answers = [engine.head(window, mask.astype(np.float32)) for window, mask in zip(windows, masks, strict=True)]
     kept |= {"features": engine.stem(frames), "waves": np.stack([waves for waves, _, _ in answers]),
              "presence": np.stack([presence for _, presence, _ in answers]).astype(np.float32)}
-    partial = path.with_name(f"{path.stem}.partial.npz")
-    np.savez_compressed(partial, **kept)
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **kept)
+    write_whole(path, content.getvalue())
 
 
 def _inputs(kept: dict[str, NDArray]) -> tuple[F32, F32]:

@@ -17,11 +17,12 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines import files
 from engines.errors import EngineError
 
 FORMAT = 1
@@ -199,26 +200,9 @@ def read_trusted(path: Path) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Under a temporary name, to the disk, then renamed; the folder's entry goes to the disk too. Raises PlanError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """As engines.files has it. Raises PlanError."""
     try:
-        with suppress(FileNotFoundError):
-            partial.unlink()  # of a process that died under this number
-        try:
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)  # whatever the umask: the service may run as another user than root
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            with suppress(FileNotFoundError):
-                partial.unlink()
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        files.write_whole(path, data)
     except OSError as e:
         raise PlanError(f"{path} cannot be written: {e.strerror}; name another folder with --cache, or run as its owner") from e
 

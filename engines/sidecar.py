@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engines.files import write_whole
 from engines.parity import Tolerance
 
 FORMAT = 1
@@ -102,10 +102,4 @@ def load(path: Path = DEFAULT_WEIGHTS) -> tuple[ModelSpec, dict[str, Any]]:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write a sidecar whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as sink:
-        json.dump(record, sink, indent=1)
-        sink.write("\n")
-        sink.flush()
-        os.fsync(sink.fileno())
-    partial.replace(path)
+    write_whole(path, json.dumps(record, indent=1).encode() + b"\n")

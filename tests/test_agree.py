@@ -12,7 +12,7 @@ import pytest
 from calibration import agree
 from calibration.agree import LIMITS, Compared, Limits, broken, compare, figures, judge, run
 from calibration.evaluate import EvaluationError
-from calibration.scenes import newborn_scene
+from calibration.scenes import NEWBORN_SEED0, newborn_scene
 from edge.records import Reason, State, VitalReading, Waveform
 from engines import sidecar
 from engines.sidecar import DEFAULT_WEIGHTS
@@ -148,3 +148,11 @@ def test_weights_with_fp32_alone_say_what_makes_the_others(engines):
 def test_a_folder_that_is_not_there_is_said_first(engines):
     with pytest.raises(EvaluationError, match="does not exist"):
         found(engines[0], json_out=engines[0] / "no" / "a.json")
+
+
+def test_the_shipped_precisions_read_a_newborn_as_fp32_does(monkeypatch, capsys):
+    scene = replace(newborn_scene(NEWBORN_SEED0 + 1), duration_s=24.0)
+    monkeypatch.setattr("calibration.evaluate.scene_of", lambda domain, index: scene)
+    assert run(suite="newborn", n=1, workers=1) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == ["fp16", "int8", "int8_opset17"]

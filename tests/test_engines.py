@@ -11,6 +11,7 @@ from edge.pipeline import check_normalisation
 from engines import sidecar
 from engines.errors import EngineError
 from engines.onnxruntime_backend import OnnxRuntimeEngine
+from engines.parity import Agreement, ParityError, Tolerance, load_fixture, measure, verify
 from engines.sidecar import DEFAULT_WEIGHTS, SidecarError, load, write
 from tests.fake_engine import FakeEngine
 
@@ -173,3 +174,58 @@ def test_the_fake_of_the_other_tests_answers_like_the_student(shipped):
                shipped.head(np.zeros((512, 36, 24), np.float32), np.ones(512, np.float32))]
     for ours, real in zip(*answers, strict=True):
         assert ours.dtype == real.dtype and ours.shape[:-1] == real.shape[:-1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8_opset17"])
+def test_every_shipped_precision_proves_itself_by_the_shipped_fixture(precision):
+    spec, record = load(DEFAULT_WEIGHTS)
+    verify(OnnxRuntimeEngine(spec, precision), load_fixture(spec.parity), spec.tolerances[precision], precision)
+    assert record["agreement"]["precisions"].get(precision, {"broken": []})["broken"] == []
+
+
+def test_an_engine_that_answers_otherwise_is_refused(shipped):
+    spec = shipped.spec
+    fixture = load_fixture(spec.parity)
+
+    class Late:
+        stem = staticmethod(shipped.stem)
+
+        @staticmethod
+        def head(features, mask):
+            waves, presence, attention = shipped.head(features, mask)
+            return np.roll(waves, 3, axis=1), presence, attention
+
+    assert measure(shipped, fixture).within(spec.tolerances["fp32"])
+    for precision in spec.tolerances:
+        with pytest.raises(ParityError, match="does not answer as the student does"):
+            verify(Late(), fixture, spec.tolerances[precision], "late")
+
+
+def test_an_agreement_of_nan_is_none(shipped):
+    loose = Tolerance(1e9, -1.0, 1e9)
+    assert Agreement(0.0, 1.0, 0.0).within(loose)
+    assert not any(Agreement(*(np.nan if i == k else 0.5 for i in range(3))).within(loose) for k in range(3))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
+def test_what_is_no_fixture_is_refused(tmp_path, content):
+    (tmp_path / "p.npz").write_bytes(content)
+    with pytest.raises(EngineError, match="no parity fixture"):
+        load_fixture(tmp_path / "p.npz")
+
+
+def test_a_fixture_of_other_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "p.npz", frames=np.zeros((1, 2)))
+    with pytest.raises(EngineError, match="no parity fixture"):
+        load_fixture(tmp_path / "p.npz")
+
+
+def test_an_altered_fixture_is_refused_with_the_bundle(bundle):
+    (bundle.parent / "p.npz").write_bytes(b"inputs")
+    parity = {"file": "p.npz", "sha256": sidecar.sha256(bundle.parent / "p.npz"),
+              "tolerances": {"fp32": {"features": 0.1, "correlation": 0.9, "presence": 0.1}}}
+    changed(bundle, lambda record: record.update(parity=parity))
+    assert load(bundle)[0].tolerances["fp32"] == Tolerance(0.1, 0.9, 0.1)
+    (bundle.parent / "p.npz").write_bytes(b"inputx")
+    with pytest.raises(SidecarError, match="p.npz was altered"):
+        load(bundle)

@@ -14,7 +14,7 @@ import pytest
 from calibration import evaluate
 from calibration.datasets.record import ClipRecord, Label
 from calibration.domains import DOMAIN_TEST_SEED0, DOMAINS, NICU
-from calibration.evaluate import chosen, domain_suites, merge_lodo, result_of, run, scene_of, write_whole
+from calibration.evaluate import chosen, domain_suites, merge_lodo, result_of, run, scene_of
 from calibration.phantom import Phantom
 from calibration.rhythms import breath_shape, from_times
 from calibration.scene import Scene
@@ -384,14 +384,6 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_rendered(quick, 
     monkeypatch.setattr(evaluate, "_scored", lambda job: pytest.fail("rendered"))
     with pytest.raises(EvaluationError, match=message):
         run(**{"workers": 1, **asked})
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "e.json"
-    write_whole(path, "before")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "half of it \ud800")
-    assert path.read_text() == "before"
 
 
 # --- leave one domain out

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def shipped():
-    """Spec and record of the shipped student, FP32 alone."""
+    """Spec and record of the shipped student."""
     spec, record = sidecar.load(DEFAULT_WEIGHTS)
     return spec, record
 
@@ -63,6 +63,15 @@ def test_every_precision_passes_the_rules_of_every_release_that_it_claims(made):
         assert record["quantization"]["claims"][precision] == list(CLAIMS[precision])
         for name in parts.values():
             onnx_rules.assert_clean(folder / name, CLAIMS[precision])
+
+
+def test_the_shipped_artefacts_pass_the_rules_of_what_they_claim(shipped):
+    spec, record = shipped
+    for precision, releases in record["quantization"]["claims"].items():
+        for name in spec.files[precision].values():
+            onnx_rules.assert_clean(spec.folder / name, releases)
+    clips = json.loads((spec.folder / record["quantization"]["clips"]["file"]).read_text())
+    assert clips["sha256"] == record["quantization"]["clips"]["sha256"] and len(clips["clips"]) == 256
 
 
 def test_the_student_it_was_made_from_is_untouched(made, shipped):
