@@ -155,7 +155,8 @@ def test_what_is_not_good_enough_leaves_the_folder_as_it_was(made, clips, tmp_pa
     assert digest(target) == before
 
 
-def test_a_broken_clip_stops_it_before_any_tool_runs(clips, tmp_path):
+def test_a_broken_clip_stops_it_before_any_tool_runs(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_make", lambda *_: pytest.fail("a tool ran"))
     altered = replace(clips.entries[0], sha256="0" * 64)
     with pytest.raises(ClipError, match="not the clip that was selected"):
         quantize(replace(clips, entries=(altered, *clips.entries[1:])), manifest_of(clips.cache.parent), tmp_path)
