@@ -31,7 +31,7 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
-        # ONNX Runtime's fusions around Q/DQ are known to give wrong numbers in FP16 graphs (its issue 25259; ours came out right
+        # ONNX Runtime's fusions around Q/DQ are known to give wrong numbers in FP16 graphs (its issue 25259; ours are right
         # with 1.32): rounding in place is no faster, and right in every release
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._failures = (onnxruntime.capi.onnxruntime_pybind11_state.Fail,
