@@ -9,13 +9,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-lab run test test-lab test-cuda train lint soak clean
+.PHONY: help setup setup-lab run test test-lab test-cuda arm64 resolve train lint soak clean
 
 help:
 	@echo "make run [VIDEO=path]   the whole chain on a rendered newborn clip, or on your video"
 	@echo "make test               the tests, quick ones (no torch)"
 	@echo "make test-lab           the tests that need torch, in $(LAB)"
 	@echo "make test-cuda          the CUDA layer on the real pycuda over a stand-in driver (needs CUDA's headers, no GPU)"
+	@echo "make arm64              the runtime on an emulated 64-bit ARM, against this machine's readings (root, qemu-user)"
+	@echo "make resolve            whether pip finds aarch64 wheels for the Pythons of JetPack 6 and 7"
 	@echo "make train [OUT=folder] trains the shipped student anew, teacher and clips included (hours; goes on where it was)"
 	@echo "make lint               ruff and mypy"
 	@echo "make soak               the long tests, faults injected"
@@ -78,6 +80,13 @@ $(CUDA)/.ready: setup.py tests/fakecuda/aksetup-defaults.py
 	@XDG_CONFIG_HOME="$${XDG_CONFIG_HOME:-$$HOME/.config}" HOME="$(CURDIR)/$(CUDA)/home" CUDA_ROOT="$(CUDA_ROOT)" \
 		CUDA_STUBS="$(CURDIR)/$(CUDA)/home" $(CUDA)/bin/pip install $(PIP_FLAGS) --no-binary pycuda -e '.[jetson]'
 	@touch $@
+
+arm64: setup
+	@mkdir -p out
+	tests/arm64.sh $(VENV)/bin/python
+
+resolve: setup
+	$(VENV)/bin/python tests/resolve.py
 
 # PHYSVLM_RECORDINGS names a folder of recorded beat and breath times; the shipped weights were made with one. Two stages:
 # everything, then a little more with clips that went through inter-frame codecs. Each goes on where it was interrupted.
