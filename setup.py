@@ -17,6 +17,7 @@ RUNTIME = [
 # that match the board, so the extra `jetson` brings none of them.
 CPU = ["onnxruntime>=1.20", "opencv-python-headless>=4.10"]
 JETSON = ["pycuda>=2024.1"]
+APPLIANCE = ["cryptography>=42"]  # signed bundles
 
 LAB = [
     *CPU,
@@ -39,6 +40,7 @@ LAB = [
 
 # The linters are held to one minor release: a new one brings new findings, and those belong in a change of their own.
 TEST = [
+    *APPLIANCE,
     "pytest>=8.0",
     "hypothesis>=6.100",
     "ruff==0.17.*",
@@ -65,9 +67,10 @@ setup(
                  for tail in ("", ".*")]
     ),
     package_data={"engines": ["weights/*.onnx", "weights/*.json", "weights/*.jsonl", "weights/*.npz"],
-                  "edge": ["kernels/*.cu"], "calibration": ["*.json"], "firmware_bridge": ["PROTOCOL.md"]},
+                  "edge": ["kernels/*.cu", "limits.toml", "appliance/files/*"], "calibration": ["*.json"],
+                  "firmware_bridge": ["PROTOCOL.md", "wire.toml", "page.html", "display/*.c", "display/*.h", "display/*.py"]},
     install_requires=RUNTIME,
-    extras_require={"cpu": CPU, "jetson": JETSON, "lab": LAB, "test": TEST},
+    extras_require={"cpu": CPU, "jetson": JETSON, "appliance": APPLIANCE, "lab": LAB, "test": TEST},
     entry_points={
         "console_scripts": ["physvlm = edge.__main__:main", "physvlm-lab = calibration.__main__:main"],
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge.runtime import Record
+    from edge.config import Config
+    from edge.recorder import Recorder
+    from edge.runtime import Record, Tap
 
 OK, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,13 +41,16 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
                                      "display. Investigational: not for diagnosis, not for alarms.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="camera to display, until stopped")
-    replay = commands.add_parser("replay", help="a recorded video through the same chain, as fast as it goes")
+    replay = commands.add_parser("replay", help="a recorded video through the same chain, as fast as it goes; or what "
+                                 "`run --record` kept, on the display")
     from edge.config import KEYS, add_flags
 
     for sub in (run, replay):
-        sub.add_argument("--config", metavar="TOML", help="configuration file; flags win over it")
+        sub.add_argument("--config", metavar="TOML", action="append",
+                         help="configuration file; flags win over it, and a later file over an earlier one")
+    run.add_argument("--wait", action="store_true", help="wait for a camera and a display that are not there yet")
     add_flags(run, *(key for key in KEYS if key != "camera.realtime"))
-    replay.add_argument("video", metavar="VIDEO")
+    replay.add_argument("video", metavar="VIDEO", help="a video, or a folder or wire-*.pvl of `run --record`")
     replay.add_argument("--json", metavar="OUT", help="write readings, summary and timing here (- for stdout)")
     replay.add_argument("--plot", metavar="PNG", help="draw waveforms, scalograms and what was shown")
     add_flags(replay, "camera.realtime", "camera.roi", "model.backend", "model.precision", "model.weights",
@@ -52,7 +58,10 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     replay.set_defaults(command=_replay)
     _add_prepare(commands)
-    _bridge(commands, "display", asked, "the display's screen in this terminal, from a port or a wire file")
+    _add_appliance(commands, asked)
+    _add_bench(commands, asked)
+    _bridge(commands, "display", asked,
+            "the display's screen from a port or a recording: in this terminal, as a page, as a picture")
     _bridge(commands, "dump", asked, "serial bytes as text, one line a frame")
     return parser
 
@@ -70,6 +79,29 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
                      help="who reads the network: TensorRT's ONNX parser (default), or torch2trt, which needs torch with CUDA")
     sub.add_argument("--json", action="store_true", help="the result as one JSON object instead of a table")
     sub.set_defaults(command=_prepare)
+
+
+def _add_appliance(commands: argparse._SubParsersAction[argparse.ArgumentParser], asked: Sequence[str]) -> None:
+    for name, text in (("install", "what the appliance needs in the system, as files: prints them, writes them with --apply"),
+                       ("doctor", "checks this device, one line each, with the command that mends it"),
+                       ("bundle", "signed weights: make, verify, install, roll back")):
+        sub = commands.add_parser(name, help=text)
+        if name in asked:
+            from edge.appliance.commands import ADD
+
+            ADD[name](sub)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser], asked: Sequence[str]) -> None:
+    sub = commands.add_parser("bench", help="what this device does, measured and held to QA's limits; soak with faults")
+    if "bench" in asked:
+        from edge import bench
+        from edge.config import add_flags
+
+        sub.add_argument("--config", metavar="TOML", action="append", help="configuration file; flags win over it")
+        add_flags(sub, *bench.CONFIG_KEYS)
+        bench.add_arguments(sub)
+        sub.set_defaults(command=bench.main)
 
 
 def _bridge(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str,
@@ -94,6 +126,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge.config import ConfigError, flag_overrides, load_config
     from edge.pipeline import ModelMismatch
     from edge.runtime import Live, RuntimeFault, make_engine
+    from edge.watchdog import Watchdog
     from engines.errors import EngineError
     from engines.sidecar import SidecarError
     from firmware_bridge.port import LinkError
@@ -107,10 +140,16 @@ def _run(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, flag_overrides(args))
         _log_to_stderr(config.log.level)
-        engine, product = make_engine(config)
+        watchdog = Watchdog(os.environ.get("NOTIFY_SOCKET"))
+        engine, product = make_engine(config, watchdog.starting)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        Live(config, engine, product, stop=lambda: stopping).run()
+        with contextlib.ExitStack() as stack:
+            taps: list[Tap] = []
+            if config.record.folder:
+                taps.append(stack.enter_context(_recorder(config, product)))
+            Live(config, engine, product, stop=lambda: stopping, taps=taps, watchdog=watchdog,
+                 patient=args.wait).run()
     except (ConfigError, CameraError, RegionError, ModelMismatch, EngineError, SidecarError, LinkError) as e:
         return _refuse(e)
     except RuntimeFault as e:
@@ -119,7 +158,50 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
+def _recorder(config: Config, product: str) -> Recorder:
+    from edge.recorder import Recorder
+
+    record, model = config.record, config.model
+    facts = {"product": product, "backend": model.backend, "precision": model.precision, "source": config.camera.source,
+             "profile": config.vitals.profile, "demo": config.serial.demo}
+    return Recorder(Path(record.folder), record.max_mb << 20, record.pictures, facts)
+
+
+def _replay_wire(args: argparse.Namespace) -> int:
+    """A recorded wire on the display, as it came at the time."""
+    import tempfile
+
+    from edge.recorded import join_wire
+    from edge.runtime import write_json
+    from firmware_bridge.port import LinkError
+    from firmware_bridge.recording import Recording
+    from firmware_bridge.simulator import Simulator
+    from firmware_bridge.terminal import Glass, Summary, Watch, display_maker
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            recording = Recording.read(join_wire(Path(args.video), Path(folder) / "wire.pvl"))
+            paced = bool(getattr(args, "camera.realtime"))
+            with Glass(sys.stderr if args.json == "-" else sys.stdout, args.video, plain=not paced) as glass:
+                watch = Watch(glass, Summary())
+                Simulator(recording, display_maker(needs_pixels=False), paced=paced, send_status=False).run(watch)
+    except LinkError as e:
+        return _refuse(e)
+    result = watch.summary.as_dict()
+    if args.json == "-":
+        import json
+
+        print(json.dumps(result, indent=1))
+    elif args.json:
+        write_json(Path(args.json), result)
+    return OK
+
+
 def _replay(args: argparse.Namespace) -> int:
+    from edge.recorded import is_wire
+
+    if is_wire(Path(args.video)):
+        return _replay_wire(args)
     from edge.camera import CameraError, open_camera
     from edge.clip import RegionError
     from edge.config import ConfigError, flag_overrides, load_config

@@ -7,10 +7,7 @@ assumed, so a file that cannot say when its pictures were taken is refused.
 from __future__ import annotations
 
 import logging
-import math
 import os
-import re
-import stat
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -33,12 +30,6 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 # Frames in a row whose time does not rise, after which a source's clock counts as broken. A second of video: files with
 # B frames in AVI lose two or three at the end, and nothing sound loses thirty.
 _STUCK_CLOCK_FRAMES = 30
-# How far a driver's stamp may lie from now and still be on our clock: behind by a full queue, ahead by a driver that
-# stamps the frame's end early.
-_KERNEL_STAMP_BEHIND_S = 5.0
-_KERNEL_STAMP_AHEAD_S = 0.1
-# Buffers in the driver's queue: 133 ms at 30 Hz, enough for a reader that is late once, too little to grow old in.
-_USB_BUFFERS = 4
 # Streams without a container. FFmpeg plays them at a rate it makes up, such as 25 Hz for Motion JPEG.
 _BARE_STREAM_STARTS = (b"\xff\xd8", b"\x00\x00\x01", b"\x00\x00\x00\x01", b"--")
 _PROGRAM_STREAM_START = b"\x00\x00\x01\xba"  # MPEG program stream: starts like a bare one, and has a clock
@@ -61,6 +52,8 @@ class Camera(ABC):
     live: frames come at their own pace and are lost when not fetched: read it through a CaptureThread.
     recorded: what it shows is not happening now (a file, also one played in real time).
     bad_stamps: frames dropped so far because their time did not rise.
+    lost: frames that the source took and that never came, by its own count.
+    settling: exposure and white balance still move by themselves; what is seen meanwhile does not count.
     """
 
     name: str
@@ -70,6 +63,8 @@ class Camera(ABC):
     live: bool
     recorded: bool = False
     bad_stamps: int = 0
+    lost: int = 0
+    settling: bool = False
 
     @abstractmethod
     def __next__(self) -> Frame:
@@ -78,6 +73,10 @@ class Camera(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the source back; harmless when repeated. Only from the thread that reads it."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What was locked, moved, lacking or refused, for logs and the doctor; a line that begins with "refused" is a fault."""
+        return ()
 
     def cancel(self) -> None:  # noqa: B027  a source that never waits long has nothing to do here
         """Cut short the wait for the next frame, where the source can. From any thread."""
@@ -93,18 +92,27 @@ class Camera(ABC):
         self.close()
 
 
-def open_camera(spec: str, realtime: bool = False) -> Camera:
-    """Open `usb:N`, `usb:/dev/...`, `file:PATH` or a bare path.
+def open_camera(spec: str, realtime: bool = False, mains_hz: int = 50) -> Camera:
+    """Open `csi:N`, `usb:N`, `usb:/dev/...`, `gst:PIPELINE`, `file:PATH` or a bare path.
 
     realtime: play a file at its own pace on the monotonic clock; otherwise as fast as it is read, from time 0.
+    mains_hz: 50 or 60, at which a live camera's exposure must not beat.
     Raises CameraError when there is nothing to open, or nothing in it.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # what it warns of is in our errors
     scheme, colon, rest = spec.partition(":")
     if colon and scheme == "usb":
-        return _open_usb(rest)
-    if colon and scheme in ("csi", "gst"):
-        raise CameraError(f"{spec}: {scheme}: sources are not yet in this build: use usb: or file:")
+        from edge.v4l2 import open_usb
+
+        return open_usb(rest, mains_hz)
+    if colon and scheme == "csi":
+        from edge.gst import open_csi
+
+        return open_csi(rest, mains_hz)
+    if colon and scheme == "gst":
+        from edge.gst import open_gst
+
+        return open_gst(rest)
     return _open_file(Path(rest if colon and scheme == "file" else spec), realtime)
 
 
@@ -218,83 +226,18 @@ class FileCamera(Camera):
         self._capture.release()
 
 
-def _open_usb(device: str) -> UsbCamera:
-    path = Path(f"/dev/video{device}" if device.isascii() and device.isdigit() else device)
-    if not device or not path.is_absolute():
-        raise CameraError(f"usb:{device}: expected usb:N or usb:/dev/videoN")
-    try:
-        is_device = stat.S_ISCHR(path.stat().st_mode)
-    except OSError as error:
-        raise CameraError(f"usb:{device}: no camera at {path}: {error.strerror}; "
-                          f"found: {', '.join(sorted(map(str, Path('/dev').glob('video*')))) or 'none'}") from error
-    # a name under /dev/v4l/by-id stays with its camera; OpenCV wants the number behind it
-    number = re.fullmatch(r"/dev/video(\d+)", os.path.realpath(path))
-    if not is_device or not number:
-        raise CameraError(f"usb:{device}: {path} is no video device; expected /dev/videoN or a link to one")
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise CameraError(f"usb:{device}: no permission for {path}; add this user to the group that owns it: "
-                          "sudo usermod -aG video $USER, then log in again")
-    capture = cv2.VideoCapture(int(number[1]), cv2.CAP_V4L2)
-    if not capture.isOpened():
-        raise CameraError(f"usb:{device}: {path} cannot be opened for capture: it is in use by another program, "
-                          "or it is the camera's metadata node; try the next number")
-    return UsbCamera(capture, f"usb:{device}")
-
-
-class UsbCamera(Camera):
-    """A V4L2 camera. Times are the driver's (CLOCK_MONOTONIC), or the moment of the grab where it gives none."""
-
-    live = True
-
-    def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
-        self.name = name
-        self._capture = capture
-        self._seq = -1
-        self._last_ns = -1
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, _USB_BUFFERS)
-        claimed_fps = capture.get(cv2.CAP_PROP_FPS)
-        self.fps_nominal = claimed_fps if claimed_fps > 0 else None
-        ok, picture = capture.read()
-        if not ok:
-            capture.release()
-            raise CameraError(f"{name}: opened, but gives no picture; unplug it and plug it in again, try another port")
-        self.height, self.width = picture.shape[:2]
-        # settled once: two clocks in one stream would put their difference into the signal
-        stamp_s, now_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3, time.monotonic()
-        self.driver_clock = now_s - _KERNEL_STAMP_BEHIND_S < stamp_s < now_s + _KERNEL_STAMP_AHEAD_S
-        _log.info("%s: %dx%d, times from the %s", name, self.width, self.height,
-                  "driver" if self.driver_clock else "grab")
-
-    def __next__(self) -> Frame:
-        for _ in range(_STUCK_CLOCK_FRAMES):
-            ok, picture = self._capture.read()
-            if not ok:
-                raise CameraLost(f"{self.name}: no more pictures; the camera was unplugged or its driver has stopped")
-            t_ns = time.monotonic_ns()
-            self._seq += 1
-            if self.driver_clock:
-                stamp_ms = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-                t_ns = round(stamp_ms * 1e6) if math.isfinite(stamp_ms) else -1
-            if t_ns > self._last_ns:
-                self._last_ns = t_ns
-                return Frame(self._seq, t_ns, picture.astype(np.uint8, copy=False))
-            self.bad_stamps += 1
-        raise CameraLost(f"{self.name}: the driver's times have stopped rising for {_STUCK_CLOCK_FRAMES} frames")
-
-    def close(self) -> None:
-        self._capture.release()
-
-
 class CaptureThread:
     """Reads a live camera from a thread of its own into a bounded ring: a slow step costs frames, and makes none old.
 
-    When the ring is full the oldest frame goes, and `dropped` counts it; it also shows as a step in seq. The thread
-    owns the camera from here on and closes it when it ends.
+    When the ring is full the oldest frame goes, and `dropped` counts it. `missed` counts, by their numbers, all frames that
+    are not among those handed over: lost by the camera, without a usable time, or dropped here. The thread owns the camera
+    from here on and closes it when it ends.
     """
 
     def __init__(self, camera: Camera, depth: int = 8) -> None:
         self.camera = camera
-        self.dropped = 0
+        self.dropped = self.missed = 0
+        self._handed_seq: int | None = None
         self._ring: deque[Frame] = deque(maxlen=depth)
         self._changed = threading.Condition()
         self._stop = False
@@ -319,7 +262,10 @@ class CaptureThread:
         with self._changed:
             self._changed.wait_for(lambda: self._ring or not self._running, timeout_s)
             if self._ring:
-                return self._ring.popleft()
+                frame = self._ring.popleft()
+                self.missed += 0 if self._handed_seq is None else frame.seq - self._handed_seq - 1
+                self._handed_seq = frame.seq
+                return frame
             if self._running:
                 return None
             error, self._error = self._error, None
@@ -352,6 +298,8 @@ class CaptureThread:
                 if self._stop:
                     break
                 with self._changed:
+                    if self._handed_seq is None:
+                        self._handed_seq = frame.seq - 1
                     self.dropped += len(self._ring) == self._ring.maxlen
                     self._ring.append(frame)
                     self._changed.notify_all()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,15 @@ def _one_of(*allowed: str | int) -> Callable[[object], Any]:
     return check
 
 
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ConfigError(f"expected a whole number from {low} to {high}, got {value!r}")
+        return value
+
+    return check
+
+
 def _key(default: Any, doc: str, check: Callable[[object], Any], flag: str = "") -> Any:
     """One key: `default` as the file would write it; `check` turns a value into the one kept or raises ConfigError."""
     return field(default_factory=lambda: check(default),
@@ -80,11 +90,13 @@ def _key(default: Any, doc: str, check: Callable[[object], Any], flag: str = "")
 class CameraConfig:
     """Where the pictures come from, and which part of them is looked at."""
 
-    source: str = _key("usb:0", "usb:N, usb:/dev/..., file:PATH or just the path of a video", _text, "--source")
+    source: str = _key("usb:0", "usb:N, usb:/dev/... (with ,WxH@FPS), file:PATH or just the path of a video", _text, "--source")
     realtime: bool = _key(False, "replay at the video's own pace, as run always does, not as fast as it goes",
                           _switch, "--realtime")
     roi: Roi = _key("auto", "full = the whole picture, auto = find and follow the rhythm, X,Y,W,H = this region, in px",
                     parse_roi, "--roi")
+    mains_hz: int = _key(50, "50 or 60, of the power line: an exposure is whole half-periods of it, so that no lamp flickers",
+                         _one_of(50, 60), "--mains-hz")
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,16 @@ class SerialConfig:
 
 
 @dataclass(frozen=True)
+class RecordConfig:
+    """What is kept of a run: readings, waveforms, states and the wire's bytes."""
+
+    folder: str = _key("", "folder that keeps them; empty = nothing is kept", _text, "--record")
+    pictures: bool = _key(False, "keep a picture a second, too: they show the child", _switch, "--record-pictures")
+    max_mb: int = _key(1024, "room for all runs together; the oldest goes first", _whole(16, 1_000_000),
+                       "--record-max-mb")
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What goes to stderr."""
 
@@ -139,26 +161,28 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     vitals: VitalsConfig = field(default_factory=VitalsConfig)
     serial: SerialConfig = field(default_factory=SerialConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
 _SECTIONS: dict[str, type] = {
-    "camera": CameraConfig, "model": ModelConfig, "vitals": VitalsConfig, "serial": SerialConfig, "log": LogConfig,
+    "camera": CameraConfig, "model": ModelConfig, "vitals": VitalsConfig, "serial": SerialConfig,
+    "record": RecordConfig, "log": LogConfig,
 }
 KEYS: dict[str, Field[Any]] = {
     f"{section}.{key.name}": key for section, kind in _SECTIONS.items() for key in fields(kind)
 }
 
 
-def load_config(path: str | Path | None = None, overrides: Mapping[str, object] | None = None) -> Config:
-    """Defaults, then the TOML file, then the overrides.
+def load_config(path: str | Path | Sequence[str] | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+    """Defaults, then the TOML file, then the overrides. Of several files a later one wins.
 
     overrides: {"camera.roi": "auto", ...}, values as the file writes them; None = not given (see flag_overrides).
     Raises ConfigError for an unreadable file, an unknown key, and a value of the wrong type or outside its range.
     """
     given: dict[str, tuple[object, str]] = {}
-    if path is not None:
-        given.update({name: (value, f"{path}: {name}") for name, value in _read(Path(path)).items()})
+    for file in [path] if isinstance(path, (str, Path)) else path or ():
+        given.update({name: (value, f"{file}: {name}") for name, value in read_toml(Path(file)).items()})
     for name, value in (overrides or {}).items():
         if name not in KEYS:
             raise ConfigError(f"unknown key {name!r}{_nearest(name)}")
@@ -174,8 +198,8 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, object] 
     return Config(**{section: kind(**kept[section]) for section, kind in _SECTIONS.items()})
 
 
-def _read(path: Path) -> dict[str, object]:
-    """The file's keys as section.key, every one of them known."""
+def read_toml(path: Path) -> dict[str, object]:
+    """The file's keys as section.key, every one of them known; the values are not looked at. Raises ConfigError."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -227,17 +251,22 @@ def flag_overrides(namespace: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in vars(namespace).items() if name in KEYS}
 
 
-def default_toml() -> str:
-    """A TOML file with every key at its default, each under a line that says what it is."""
+def default_toml(given: Mapping[str, object] | None = None) -> str:
+    """A TOML file with every key at its default, each under a line that says what it is.
+
+    given: with it, these keys have these values and all others are commented out, so that a file read before shows through.
+    """
     lines = ["# PhysVLM Edge. Flags on the command line win over this file; an unknown key is an error."]
     for section, kind in _SECTIONS.items():
         lines += ["", f"# {kind.__doc__}", f"[{section}]"]
         for key in fields(kind):
-            lines += [f"# {key.metadata['doc']}", f"{key.name} = {_as_toml(key.metadata['default'])}"]
+            name, value = f"{section}.{key.name}", key.metadata["default"]
+            mark = "" if given is None or name in given else "# "
+            lines += [f"# {key.metadata['doc']}", f"{mark}{key.name} = {_as_toml((given or {}).get(name, value))}"]
     return "\n".join(lines) + "\n"
 
 
-def _as_toml(value: str | int | bool) -> str:
+def _as_toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)  # a JSON string is a TOML string

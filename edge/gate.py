@@ -82,10 +82,11 @@ class Gate:
 
     def update(self, estimate: Estimate, waveform: Waveform, conditions: Collection[Reason], now_ns: int,
                hr_conditions: Collection[Reason] = frozenset(),
-               rr_conditions: Collection[Reason] = frozenset()) -> Reading:
+               rr_conditions: Collection[Reason] = frozenset(), doubts: Collection[Reason] = frozenset()) -> Reading:
         """The reading for the newest estimate and its waveform. Giving the same pair again only ages it.
 
         conditions: world and signal trouble seen upstream, hr_conditions and rr_conditions what troubles one alone.
+        doubts: what makes a number questionable and no more, whatever it would do among the conditions.
         now_ns: same clock as the waveform's t_end_ns.
         """
         end_ns = waveform.t_end_ns
@@ -99,7 +100,7 @@ class Gate:
         one_rhythm = self._one_rhythm(estimate)
 
         def judged(vital: _Vital, rate: float | None, quality: float, trouble: Collection[Reason]) -> VitalReading:
-            doubt = next((reason for reason in DOUBT if reason in trouble), None)
+            doubt = next((reason for reason in DOUBT if reason in trouble), next(iter(sorted(doubts)), None))
             refusal = _forbidden(trouble)
             if refusal is None and age_s > STALE_S:
                 refusal = State.STALE, Reason.FRAMES_STALLED

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edge import clip
 from edge.clip import ClipBuilder, Region
 from edge.gate import Gate
+from edge.light_steps import LightSteps
 from edge.motion import lamp_beats, lamp_swells, rhythm_moves
 from edge.records import Estimate, Frame, Reading, Reason, Waveform
 from edge.region import RegionSearch
@@ -49,8 +50,22 @@ whose pulse moves have 0.95 in the median; what rocks without a pulse has up to 
 LONG_HOLE_S = 20.0
 """A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
 
+STALL_STEPS = 2.5
+"""A step between new pictures longer than this many usual ones is a stall. One lost frame makes two, and jitter a little more
+or less; two lost ones make three."""
+
+STEP_DOUBT_S = 8.0
+"""The light's jump stays in the pulse's averaging time this long, and makes what is shown meanwhile questionable."""
+
+HUNTING_STEPS, HUNTING_STEP = 3, 0.03
+"""So many jumps of this size within STEP_DOUBT_S are no single event but an exposure that hunts: no number then. On rendered
+newborns smaller ones never made a shown number wrong; of these, one number in fifty was."""
+
 USUAL_STEP = 0.9
 """Nine steps in ten must be this short: a mean or median would hide long steps among short ones."""
+
+
+_Reasons = frozenset[Reason]
 
 
 class Engine(Protocol):
@@ -183,11 +198,11 @@ class Pipeline:
     """The appliance between camera and link. roi: a fixed region, or None to search (auto)."""
 
     def __init__(self, engine: Engine, profile: Profile, width_px: int, height_px: int, roi: Region | None,
-                 search: bool) -> None:
+                 search: bool, stages: Stages | None = None) -> None:
         check_normalisation(engine.spec)
         whole = Region(0, 0, width_px, height_px)
         (roi or whole).check_inside(width_px, height_px)
-        self.stages = Stages()
+        self.stages = stages or Stages()
         self._engine = engine
         self._profile = profile
         self._gate = Gate(profile)
@@ -196,7 +211,7 @@ class Pipeline:
         self._candidate: View | None = None
         self._candidate_estimate: Estimate | None = None
         self._watch = _Watch(profile)
-        self._last: tuple[Estimate, Waveform, frozenset[Reason], frozenset[Reason], frozenset[Reason]] | None = None
+        self._last: tuple[Estimate, Waveform, _Reasons, _Reasons, _Reasons, _Reasons] | None = None
         self._now_ns = 0
 
     def push(self, frame: Frame, now_ns: int) -> list[Hop]:
@@ -208,18 +223,20 @@ class Pipeline:
                     self._candidate_estimate = estimate(wave, self._profile)
         waves = self._shown.push(frame)
         if self._shown.means is not None:
-            self._watch.see(frame.t_ns, self._shown.means)
+            self._watch.see(frame.t_ns, self._shown.means, self._shown.region)
         for wave in waves:
             with self.stages.timed("vitals"):
                 found = estimate(wave, self._profile)
-                both, pulse_only = self._watch.conditions(wave)
+                both, pulse_only, doubts = self._watch.conditions(wave)
                 moved, swelled = self._shown.imitated(found, wave)
                 pulse_only |= moved
-                self._last = (found, wave, both, pulse_only, swelled)
+                self._last = (found, wave, both, pulse_only, swelled, doubts)
+            with self.stages.timed("gate"):
                 reading = self._gate.update(found, wave, both, self._later(max(now_ns, wave.t_end_ns)),
-                                            hr_conditions=pulse_only, rr_conditions=swelled)
-                hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only | swelled))
-                if self._search is not None:
+                                            hr_conditions=pulse_only, rr_conditions=swelled, doubts=doubts)
+            hops.append(Hop(reading, wave, found, self._shown.region, both | pulse_only | swelled | doubts))
+            if self._search is not None:
+                with self.stages.timed("region"):
                     self._move(self._search, wave, found)
         return hops
 
@@ -228,8 +245,14 @@ class Pipeline:
         now_ns = self._later(now_ns)
         if self._last is None:
             return self._gate.no_estimate(now_ns, trouble)
-        found, wave, both, pulse_only, breath_only = self._last
-        return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only, rr_conditions=breath_only)
+        found, wave, both, pulse_only, breath_only, doubts = self._last
+        return self._gate.update(found, wave, both | trouble, now_ns, hr_conditions=pulse_only, rr_conditions=breath_only,
+                                 doubts=doubts)
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """How often so far: duplicates (repeated pictures), stalls, light_steps."""
+        return {"duplicates": self._watch.duplicates, "stalls": self._watch.stalls, "light_steps": self._watch.light_steps}
 
     def _later(self, now_ns: int) -> int:
         """now_ns, but never before a time already told: a driver may stamp a frame some ms after the moment of its grab."""
@@ -258,7 +281,7 @@ class Pipeline:
 
 
 class _Watch:
-    """Looks at the pictures themselves: too dark, too bright, frozen, too few a second, holes."""
+    """Looks at the pictures themselves: too dark, too bright, frozen, too few a second, holes, stalls, jumps of the light."""
 
     def __init__(self, profile: Profile) -> None:
         self._pulse_fps = PULSE_FPS_PER_BAND * profile.hr_band_per_min[1] / 60
@@ -267,17 +290,36 @@ class _Watch:
         self._newest_ns = 0
         self._last: F32 | None = None
         self._changed_ns: int | None = None
+        self._region: Region | None = None
+        self._steps = LightSteps()
+        self._jumps: list[tuple[int, float]] = []  # (t_ns, size)
+        self._stalled_ns: int | None = None
+        self.duplicates = self.stalls = self.light_steps = 0
 
-    def see(self, t_ns: int, means: F32) -> None:
+    def see(self, t_ns: int, means: F32, region: Region) -> None:
         self._newest_ns = t_ns
+        if region != self._region:
+            self._region = region
+            self._steps.forget()
         # a repeated picture is no new sample, whatever its time says: a rhythm folds at the rate of new pictures
-        if self._last is None or self._changed_ns is None or not np.array_equal(means, self._last):
-            self._last, self._changed_ns = means, t_ns
-            self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
+        if self._last is not None and self._changed_ns is not None and np.array_equal(means, self._last):
+            self.duplicates += 1
+            return
+        if len(self._times_ns) > 8 and t_ns - self._times_ns[-1] > STALL_STEPS * float(np.median(np.diff(self._times_ns))):
+            self._stalled_ns = t_ns
+            self.stalls += 1
+        self._last, self._changed_ns = means, t_ns
+        self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
+        jump = self._steps.push(t_ns, means)
+        if jump:
+            self._jumps = [seen for seen in self._jumps if t_ns - seen[0] < STEP_DOUBT_S * 1e9] + [(t_ns, jump)]
+            self.light_steps += 1
 
-    def conditions(self, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
-        """(for both vitals, for the pulse alone)."""
-        both, pulse = set(), set()
+    def conditions(self, wave: Waveform) -> tuple[_Reasons, _Reasons, _Reasons]:
+        """(for both vitals, for the pulse alone, what makes both questionable and no more)."""
+        both: set[Reason] = set()
+        pulse: set[Reason] = set()
+        doubts: set[Reason] = set()
         level = float(np.median(self._last)) if self._last is not None else 0.0
         if level < DARK_COUNTS:
             both.add(Reason.TOO_DARK)
@@ -290,6 +332,11 @@ class _Watch:
             both.add(Reason.LOW_FPS)
         elif fps < self._pulse_fps:
             pulse.add(Reason.LOW_FPS)
-        if not wave.valid[int(wave.valid.argmax()):].all():
+        stalled = self._stalled_ns is not None and self._newest_ns - self._stalled_ns < HOP_S * 1e9
+        if stalled or not wave.valid[int(wave.valid.argmax()):].all():
             both.add(Reason.GAP)
-        return frozenset(both), frozenset(pulse)
+        jumps = [size for t_ns, size in self._jumps if self._newest_ns - t_ns < STEP_DOUBT_S * 1e9]
+        if jumps:
+            hunting = sum(size >= HUNTING_STEP for size in jumps) >= HUNTING_STEPS
+            (both if hunting else doubts).add(Reason.LIGHT_FLICKER)
+        return frozenset(both), frozenset(pulse), frozenset(doubts)

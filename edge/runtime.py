@@ -11,8 +11,9 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,20 +24,26 @@ import numpy as np
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
 from edge.clip import Region
 from edge.config import Config
-from edge.pipeline import HOP_S, Engine, Hop, Pipeline
+from edge.gate import Gate
+from edge.pipeline import HOP_S, Engine, Hop, Pipeline, Stages
 from edge.records import Frame, Reading, Reason, Waveform
 from edge.vitals import PROFILES
+from edge.watchdog import Watchdog
 from engines.errors import EngineError
 from engines.sidecar import DEFAULT_WEIGHTS, load
 from firmware_bridge.frame import Sender
-from firmware_bridge.link import FileLink, Link, Outlet, Transmitter
+from firmware_bridge.link import Link, LinkState
 from firmware_bridge.messages import Hello, Vitals, Wave
-from firmware_bridge.schema import Channel, Flags, Tech
+from firmware_bridge.schema import NO_RATE, Channel, Flags, Tech, VitalState
+from firmware_bridge.transmitter import FileLink, Outlet, Transmitter
 
 log = logging.getLogger("physvlm")
 
 VITALS_PERIOD_NS = 500_000_000
 """VITALS goes out twice a second, always (PROTOCOL.md)."""
+
+HOP_GRACE_NS = 35_000_000
+"""One frame at 30 /s: half a second after a hop's own VITALS, the next waits this much longer for the next hop's."""
 
 WAVE_HZ = 25
 WAVE_PIECE_S = 0.2
@@ -57,6 +64,9 @@ NO_CAMERA_NS = 2_500_000_000
 
 REOPEN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
+LIVE_SCHEMES = ("usb:", "csi:", "gst:")
+"""Sources that may come later; a file that is not there never will."""
+
 ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
 """More failed inferences than this within the window end the process; the supervisor starts it anew."""
 
@@ -71,8 +81,11 @@ class RuntimeFault(RuntimeError):
     """The appliance cannot go on by itself: exit and let the supervisor restart it."""
 
 
-def make_engine(config: Config) -> tuple[Engine, str]:
-    """The configured engine and the name of its weights. Raises SidecarError or EngineError."""
+def make_engine(config: Config, say: Callable[[str], None] | None = None) -> tuple[Engine, str]:
+    """The configured engine and the name of its weights. Raises SidecarError or EngineError.
+
+    say: told how far it is, about twice a second, where an engine has to be built.
+    """
     sidecar = Path(config.model.weights) / DEFAULT_WEIGHTS.name if config.model.weights else DEFAULT_WEIGHTS
     spec, _ = load(sidecar)
     precision = config.model.precision
@@ -83,25 +96,57 @@ def make_engine(config: Config) -> tuple[Engine, str]:
 
         import_tensorrt()  # what is missing altogether is said first
         folder = cache_folder(config.model.engine_cache)
-        return open_engine(spec, chosen(folder, spec) if precision == "auto" else precision, folder), spec.name
+        precision = chosen(folder, spec) if precision == "auto" else precision
+        return open_engine(spec, precision, folder, say=say), spec.name
     from engines.onnxruntime_backend import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(spec, "fp32" if precision == "auto" else precision), spec.name
 
 
-def make_pipeline(engine: Engine, camera: Camera, config: Config) -> Pipeline:
+class Tap:
+    """What may look on while the appliance runs: a recorder, a benchmark. Called by the loop: return at once, never raise."""
+
+    def outlets(self) -> Sequence[Outlet]:
+        """What else is offered every frame of the wire, before the port is."""
+        return ()
+
+    def frame(self, frame: Frame, now_ns: int, dropped: int) -> None:
+        """A frame was taken from the ring, which has dropped so many."""
+
+    def hop(self, hop: Hop, now_ns: int) -> None:
+        """A frame was processed that completed this hop."""
+
+    def said(self, reading: Reading, withheld: bool, now_ns: int) -> None:
+        """The reading was offered to the display, or withheld: FAULT in its place, because the display cannot be trusted."""
+
+    def event(self, source: str, state: str, detail: str, now_ns: int) -> None:
+        """The camera was opened or lost, an inference failed."""
+
+
+def make_pipeline(engine: Engine, camera: Camera, config: Config, stages: Stages | None = None) -> Pipeline:
     """The pipeline for this camera's picture size. Raises RegionError and ModelMismatch."""
     cv2.setNumThreads(1)  # the pieces are too small to share out, and the other cores belong to camera and decoder
     roi = config.camera.roi
     fixed = roi if isinstance(roi, Region) else None
-    return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto")
+    return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto", stages)
 
 
-def make_transmitter(config: Config, clock_ns: Callable[[], int], product: str, demo: bool) -> Transmitter:
-    """The voice towards the display and the wire file; it may have no outlet at all. product: cut to 16 characters."""
-    outlets: list[Outlet] = []
+class _PatientLink(Link):
+    """A port that is not there yet is waited for, as one that went away is."""
+
+    def open(self, wait: bool = True) -> None:
+        super().open(wait)
+
+
+def make_transmitter(config: Config, clock_ns: Callable[[], int], product: str, demo: bool,
+                     further: Sequence[Outlet] = (), patient: bool = False) -> Transmitter:
+    """The voice towards the display and the wire file; it may have no outlet at all. product: cut to 16 characters.
+
+    patient: a port that is not there yet is waited for.
+    """
+    outlets: list[Outlet] = [*further]
     if config.serial.port:
-        outlets.append(Link(config.serial.port, config.serial.baud, config.serial.stop_bits))
+        outlets.append((_PatientLink if patient else Link)(config.serial.port, config.serial.baud, config.serial.stop_bits))
     if config.serial.wire_file:
         outlets.append(FileLink(config.serial.wire_file))
     flags = Flags.INVESTIGATIONAL | (Flags.DEMO if demo or config.serial.demo else 0)
@@ -113,6 +158,12 @@ def vitals_message(reading: Reading) -> Vitals:
     for reason in (reading.hr.reason, reading.rr.reason):
         tech |= int(TECH.get(reason, 0))
     return Vitals.from_readings(reading.hr, reading.rr, tech)
+
+
+def withheld(vitals: Vitals) -> Vitals:
+    """The same without numbers: what is sent while the display is known to show something else than what it was sent."""
+    return replace(vitals, pr_x10=NO_RATE, rr_x10=NO_RATE, pr_state=VitalState.FAULT, rr_state=VitalState.FAULT,
+                   tech=vitals.tech | int(Tech.SELF_TEST_FAILED))
 
 
 class Traces:
@@ -264,19 +315,31 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class Live:
-    """The appliance's loop. stop: asked every turn; clock_ns: monotonic, the same as the frames'."""
+    """The appliance's loop. stop: asked every turn; clock_ns: monotonic, the same as the frames'.
+
+    watchdog: told what gets on. patient: a camera or a display that is not there yet is waited for, not refused.
+    """
 
     def __init__(self, config: Config, engine: Engine, product: str, clock_ns: Callable[[], int] = time.monotonic_ns,
                  stop: Callable[[], bool] = lambda: False,
-                 opener: Callable[[str, bool], Camera] = open_camera,
-                 on_hop: Callable[[Hop], None] = lambda hop: None) -> None:
+                 opener: Callable[[str, bool], Camera] | None = None,
+                 on_hop: Callable[[Hop], None] = lambda hop: None,
+                 taps: Sequence[Tap] = (), stages: Stages | None = None,
+                 watchdog: Watchdog | None = None, patient: bool = False) -> None:
         self._config = config
         self._engine = engine
         self._product = product
         self._clock_ns = clock_ns
         self._stop = stop
-        self._opener = opener
+        self._opener = opener or partial(open_camera, mains_hz=config.camera.mains_hz)
         self._on_hop = on_hop
+        self._taps = tuple(taps)
+        self._stages = stages or Stages()
+        self._watchdog = watchdog or Watchdog()
+        self._patient = patient
+        self._blind = Gate(PROFILES[config.vitals.profile])  # what is said before the first picture
+        self._written = 0
+        self._hop_ns: int | None = None
         self._faults_ns: list[int] = []
         self._trouble: frozenset[Reason] = frozenset()
         self._said = ""
@@ -289,51 +352,81 @@ class Live:
         Raises RuntimeFault after too many failed inferences.
         """
         config = self._config
-        camera = self._opener(config.camera.source, True)
-        recorded = camera.recorded
-        pipeline = make_pipeline(self._engine, camera, config)
-        with make_transmitter(config, self._clock_ns, self._product, demo=recorded) as voice:
+        camera = self._first_camera()
+        recorded = camera is not None and camera.recorded
+        pipeline = None if camera is None else make_pipeline(self._engine, camera, config, self._stages)
+        further = [outlet for tap in self._taps for outlet in tap.outlets()]
+        with make_transmitter(config, self._clock_ns, self._product, recorded, further, self._patient) as voice:
             while not self._stop():
-                lost = self._watch_camera(camera, pipeline, voice)
-                if not lost or recorded:
-                    break
+                if camera is not None and pipeline is not None:
+                    lost = self._watch_camera(camera, pipeline, voice)
+                    if not lost or recorded:
+                        break
                 again = self._reopen(pipeline, voice)
                 if again is None:
                     break
-                if (again.width, again.height) != (camera.width, camera.height):
-                    pipeline = make_pipeline(self._engine, again, config)
+                if pipeline is None or camera is None or (again.width, again.height) != (camera.width, camera.height):
+                    pipeline = make_pipeline(self._engine, again, config, self._stages)
                 camera = again
+            self._watchdog.stopping()
         log.info("stopped after %d frames", self.frames)
         return self.frames
+
+    def _first_camera(self) -> Camera | None:
+        """None: not there yet, and waited for."""
+        source = self._config.camera.source
+        try:
+            return self._opener(source, True)
+        except CameraError as e:
+            if not self._patient or not source.startswith(LIVE_SCHEMES):
+                raise
+            log.warning("no camera yet: %s", e)
+            return None
 
     def _watch_camera(self, camera: Camera, pipeline: Pipeline, voice: Transmitter) -> bool:
         """Frames of one camera; True when it was lost, False at the end of a file or when asked to stop."""
         due_ns = self._clock_ns()
         last_frame_ns = due_ns
+        self._tell("camera", "OPEN", f"{camera.name} {camera.width}x{camera.height}")
         with CaptureThread(camera) as capture:
             while not self._stop() and not capture.ended:
                 try:
                     frame = capture.get(max(0.0, (due_ns - self._clock_ns()) / 1e9))
                 except CameraLost as e:
                     log.error("camera lost: %s", e)
+                    self._tell("camera", "LOST", str(e))
                     return True
                 now_ns = self._clock_ns()
                 if frame is not None:
                     last_frame_ns = now_ns
                     self.frames += 1
-                    self._take(pipeline, voice, frame, now_ns)
-                for piece in self._traces.due(now_ns):
-                    voice.send(piece)
+                    for tap in self._taps:
+                        tap.frame(frame, now_ns, capture.dropped)
+                    if camera.settling:
+                        self._watchdog.frame()  # gets on, but its light still moves: no sample
+                    elif self._take(pipeline, voice, frame, now_ns):
+                        due_ns = now_ns  # a new reading leaves at once: what it was made from grows old
+                        self._hop_ns = now_ns
+                self._send_traces(voice, now_ns)
                 if now_ns >= due_ns:
-                    due_ns = max(due_ns + VITALS_PERIOD_NS, now_ns)
+                    due_ns = self._next_due_ns(due_ns, now_ns)
                     self._say(pipeline, voice, _silence(now_ns - last_frame_ns) | self._trouble)
+                else:
+                    voice.poll()
         return False
 
-    def _take(self, pipeline: Pipeline, voice: Transmitter, frame: Frame, now_ns: int) -> None:
+    def _next_due_ns(self, due_ns: int, now_ns: int) -> int:
+        """When the next VITALS is due, if no hop brings one before."""
+        between_hops = self._hop_ns is not None and 0 < now_ns - self._hop_ns < 1.5 * VITALS_PERIOD_NS
+        return max(due_ns + VITALS_PERIOD_NS + (HOP_GRACE_NS if between_hops else 0), now_ns)
+
+    def _take(self, pipeline: Pipeline, voice: Transmitter, frame: Frame, now_ns: int) -> bool:
+        """Whether the frame completed a hop."""
         try:
             hops = pipeline.push(frame, now_ns)
         except EngineError as e:
             log.error("inference failed: %s", e)
+            self._tell("engine", "FAILED", str(e))
             pipeline.forget()
             self._faults_ns = [t for t in self._faults_ns if now_ns - t < ENGINE_FAULT_WINDOW_NS] + [now_ns]
             self._trouble = frozenset({Reason.MODEL_FAULT})  # until the next hop succeeds
@@ -341,32 +434,65 @@ class Live:
             if len(self._faults_ns) > ENGINE_FAULTS:
                 raise RuntimeFault(f"inference failed {len(self._faults_ns)} times within a minute, last: {e}; "
                                    "check the weights and the accelerator") from e
-            return
+            return False
+        self._watchdog.frame()
         if hops:
             self._trouble = frozenset()
         for hop in hops:
             self._on_hop(hop)
+            for tap in self._taps:
+                tap.hop(hop, now_ns)
             for piece in self._traces.put(hop.waveform, now_ns):
-                voice.send(piece)
+                self._send(voice, piece)
+        return bool(hops)
 
-    def _say(self, pipeline: Pipeline, voice: Transmitter, trouble: frozenset[Reason]) -> None:
-        reading = pipeline.reading(self._clock_ns(), trouble)
-        voice.send(vitals_message(reading))
+    def _send_traces(self, voice: Transmitter, now_ns: int) -> None:
+        for piece in self._traces.due(now_ns):
+            self._send(voice, piece)
+
+    def _send(self, voice: Transmitter, message: Vitals | Wave) -> None:
+        with self._stages.timed("wire"):
+            voice.send(message)
+
+    def _tell(self, source: str, state: str, detail: str) -> None:
+        now_ns = self._clock_ns()
+        for tap in self._taps:
+            tap.event(source, state, detail, now_ns)
+
+    def _say(self, pipeline: Pipeline | None, voice: Transmitter, trouble: frozenset[Reason]) -> None:
+        now_ns = self._clock_ns()
+        reading = self._blind.no_estimate(now_ns, trouble) if pipeline is None else pipeline.reading(now_ns, trouble)
+        vitals = vitals_message(reading)
+        distrusted = voice.distrusted
+        self._send(voice, withheld(vitals) if distrusted else vitals)
+        now_ns = self._clock_ns()
+        for tap in self._taps:
+            tap.said(reading, distrusted, now_ns)
         voice.poll()
         pairs = (("PR", reading.hr), ("RR", reading.rr))
         said = " ".join(f"{name} {v.state.name}/{v.reason.name}" for name, v in pairs)
         if said != self._said:
             self._said = said
             log.info("%s", said)
+        self._watchdog.port(self._port_gets_on(voice))
+        self._watchdog.feed(said)
 
-    def _reopen(self, pipeline: Pipeline, voice: Transmitter) -> Camera | None:
+    def _port_gets_on(self, voice: Transmitter) -> bool:
+        """It took a frame since last asked, or is away and being reopened, or there is none."""
+        ports = [outlet.health() for outlet in voice.outlets if isinstance(outlet, Link)]
+        before, self._written = self._written, sum(port.frames for port in ports)
+        return self._written > before or all(port.state is LinkState.BACKOFF for port in ports)
+
+    def _reopen(self, pipeline: Pipeline | None, voice: Transmitter) -> Camera | None:
         """Try again with growing pauses, telling the display NO CAMERA meanwhile; None when asked to stop."""
-        pipeline.forget()
+        if pipeline is not None:
+            pipeline.forget()
         self._traces = Traces()
         attempt = 0
         while not self._stop():
             until_ns = self._clock_ns() + int(REOPEN_S[min(attempt, len(REOPEN_S) - 1)] * 1e9)
             while self._clock_ns() < until_ns and not self._stop():
+                self._watchdog.no_camera()
                 self._say(pipeline, voice, frozenset({Reason.NO_CAMERA}))
                 time.sleep(min(VITALS_PERIOD_NS, max(0, until_ns - self._clock_ns())) / 1e9)
             attempt += 1

@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from firmware_bridge import recording
 from firmware_bridge.frame import DecodedFrame, Decoder, Verdict
 from firmware_bridge.link import Link
 from firmware_bridge.port import BAUDS, LinkError
@@ -105,6 +107,8 @@ def main(args: argparse.Namespace) -> int:
 def _chunks(args: argparse.Namespace) -> Generator[bytes, None, None]:
     if args.source == "-":
         yield from iter(lambda: os.read(sys.stdin.fileno(), 65536), b"")
+    elif recording.is_recording(args.source):
+        yield from (data for _, data in recording.Recording.read(Path(args.source)))
     elif os.path.isfile(args.source):
         with open(args.source, "rb") as file:
             yield from iter(lambda: file.read(65536), b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firmware_bridge.rules import Numeral, Screen
-from firmware_bridge.schema import BANNER_TEXT, Flags, ScreenMode
+from firmware_bridge.schema import BANNER_TEXT, NO_RATE, Flags, ScreenMode
 
 PR_LABEL, PR_UNIT = "PR camera", "bpm"  # optical: never labelled HR, which means ECG
 RR_LABEL, RR_UNIT = "RR camera", "/min"
@@ -32,6 +32,14 @@ def _plain_numeral(label: str, numeral: Numeral, unit: str) -> str:
     if numeral.averaging_s:
         text += f" avg {numeral.averaging_s} s"
     return f"{text:<27}" + (f"({numeral.reason})" if numeral.reason else "")
+
+
+def spoken(screen: Screen) -> str:
+    """The screen as a sentence, for who cannot see it."""
+    parts = [f"{label} {numeral if numeral.x10 != NO_RATE else 'no number'} {unit}"
+             + (f", {numeral.reason.lower()}" if numeral.reason else "")
+             for label, unit, numeral in ((PR_LABEL, PR_UNIT, screen.pr), (RR_LABEL, RR_UNIT, screen.rr))]
+    return ". ".join(part for part in (*parts, screen.message.lower(), *(text.lower() for text in screen.banners)) if part)
 
 
 def paint(screen: Screen, width: int, height: int, source: str, colour: bool = True) -> list[str]:

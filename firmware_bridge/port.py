@@ -10,6 +10,7 @@ import select
 import stat
 import struct
 import termios
+import time
 import tty
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import serial
 
 BAUDS = (9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600)
+HOLDER_SEARCH_S = 0.05  # a port that is tried again every second is not to cost the caller more
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
 
@@ -129,12 +131,15 @@ def _explain(path: str, error: Exception) -> LinkError:
 
 
 def _holder(path: str) -> str:
-    """Which process has the device open, as far as /proc lets this user see."""
+    """Which process has the device open, as far as /proc lets this user see, and quickly."""
+    deadline_s = time.monotonic() + HOLDER_SEARCH_S
     try:
         device = os.stat(path).st_rdev
     except OSError:
         return "another process"
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        if time.monotonic() > deadline_s:
+            return "another process (see fuser or lsof)"
         try:
             found = os.stat(fd)
             if stat.S_ISCHR(found.st_mode) and found.st_rdev == device:

@@ -13,6 +13,14 @@ from firmware_bridge.frame import DecodedFrame, Decoder, Header, Verdict
 from firmware_bridge.messages import Bye, Hello, Status, Vitals, Wave
 from firmware_bridge.schema import (
     BANNER_TEXT,
+    BLANK_AFTER_MS,
+    FAULT_BAD_FRAMES,
+    FAULT_CLEARING_FRAMES,
+    FAULT_WINDOW_MS,
+    FORGET_AFTER_MS,
+    LEAK_INTERVAL_MS,
+    MAX_AGE_MS,
+    MAX_LAG_MS,
     MODE_TEXT,
     NO_AGE,
     NO_RATE,
@@ -20,8 +28,13 @@ from firmware_bridge.schema import (
     NO_SQI,
     PR_PAINTABLE_X10,
     RR_PAINTABLE_X10,
+    SEQ_TRUSTED_MS,
+    SETTLE_BAND_MS,
+    SETTLE_MS,
+    SETTLE_PAUSE_MS,
     STATE_TEXT,
     TECH_TEXT,
+    TRACE_SLACK_MS,
     UNKNOWN_TECH_TEXT,
     Channel,
     Flags,
@@ -30,34 +43,9 @@ from firmware_bridge.schema import (
     VitalState,
 )
 
-# Rule 1: a number older than this at the glass is not painted. Half of what bedside averaging spans at its shortest.
-MAX_AGE_MS = 5_000
-# Rule 2: later than this behind the quickest frame of the session is late. Scheduling and USB jitter stay well below.
-MAX_LAG_MS = 1_000
-# Rule 2: two crystals drift apart, at most 200 ppm; the zero-lag reference gives way by 250 ppm so that a display whose
-# clock runs fast does not go dark after some hours.
-LEAK_INTERVAL_MS = 4_000
-# Rule 2: the first frames of a session define zero lag, so they prove nothing. Numbers start once frames have kept pace
-# with real time for this long, within this band, without a pause: a backlog that drains an eighth faster than real time
-# does not, and of two single frames far apart both may be late by the same time.
-SETTLE_MS = 2_000
-SETTLE_BAND_MS = 250
-SETTLE_PAUSE_MS = 1_000
-# Rule 3: six VITALS missed.
-BLANK_AFTER_MS = 3_000
-# Rule 4.
-FAULT_BAD_FRAMES = 3
-FAULT_WINDOW_MS = 10_000
-FAULT_CLEARING_FRAMES = 5
-# After so long a silence drift alone may look like lag: settle anew, as for a new session.
-FORGET_AFTER_MS = 2 * 3_600_000
-# seq alone cannot order frames across a long silence (it wraps); past this, t_ms does. 32768 frames need longer.
-SEQ_TRUSTED_MS = 30_000
-
 DASHES = "---"
 PULSE_TRACE_S = 6
 RESP_TRACE_S = 20
-_TRACE_SLACK_MS = 400  # this much after the next WAVE was due the trace moves on and leaves a gap
 
 
 @dataclass(frozen=True)
@@ -162,7 +150,7 @@ class _Trace:
         if not self._rate_hz:
             return ()
         length = self._seconds * self._rate_hz
-        overdue = max(0, now_ms - self._due_ms - _TRACE_SLACK_MS) * self._rate_hz // 1000
+        overdue = max(0, now_ms - self._due_ms - TRACE_SLACK_MS) * self._rate_hz // 1000
         samples = [*self._samples, *([None] * min(overdue, length))][-length:]
         return () if all(sample is None for sample in samples) else (None,) * (length - len(samples)) + tuple(samples)
 

@@ -1,156 +1,178 @@
-"""The wire format of PVL/1 as data: the one place where fields, enums and their order stand.
+"""The wire format of PVL/1 as Python: wire.toml read, checked, and given names and types.
 
-From these tables come the struct formats of frame.py, the schema hash that HELLO carries, and the tables of PROTOCOL.md
-(`python -m firmware_bridge.schema firmware_bridge/PROTOCOL.md` rewrites them there; a test compares).
+Every value comes from wire.toml; what stands here are the names that other code uses, and an import fails where the two
+differ. `python -m firmware_bridge.generate` makes the C header, PROTOCOL.md's tables and the test vectors from the same.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import sys
 import zlib
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-VERSION = 1
-MAX_BODY = 128  # bytes: header + payload + CRC. Keeps every COBS code below 255 and the display's buffer small
-CRC_SIZE = 4
-NO_RATE = 0xFFFF  # u16: no number. 0 never means "none"
-NO_AGE = 0xFFFF  # u16: age unknown
-NO_SQI = 0xFF  # u8: quality not stated
-NO_SAMPLE = -128  # i8: a gap in a wave
-PR_PAINTABLE_X10 = (300, 3000)  # 30.0-300.0 /min: wider than any profile's band, narrower than nonsense
-RR_PAINTABLE_X10 = (20, 1500)  # 2.0-150.0 /min: a number under 2 would claim apnoea, which this link never does
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SOURCE = Path(__file__).with_name("wire.toml")
+
+
+class SchemaError(ValueError):
+    """wire.toml does not hold what this code was written for."""
+
+
+class _Entries(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise SchemaError(f"{SOURCE.name} has no entry {name!r}, which schema.py needs. Bring the two together.")
+
+
+def _named(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    return _Entries({entry["name"]: entry[key] for entry in entries})
+
+
+_WIRE: dict[str, Any] = tomllib.loads(SOURCE.read_text(encoding="utf-8"))
+_LIMITS: dict[str, int] = _Entries(_WIRE["limits"])
+_TIMES: dict[str, int] = _Entries(_WIRE["display"])
+_CODES: dict[str, Any] = _WIRE["codes"]
+_MESSAGES = _named(_WIRE["message"], "code")
+_FLAGS = _named(_CODES["flag"], "code")
+_STATES = _named(_CODES["state"], "code")
+_TECH = _Entries({name: 1 << bit for name, bit in _named(_CODES["tech"], "bit").items()})
+_CHANNELS = _named(_CODES["channel"], "code")
+_MODES = _named(_CODES["mode"], "code")
+
+VERSION: int = _WIRE["version"]
+MAX_BODY = _LIMITS["max_body"]
+CRC_SIZE = _LIMITS["crc_size"]
+MUST_UNDERSTAND = _LIMITS["must_understand"]
+NO_RATE = _LIMITS["no_rate"]
+NO_AGE = _LIMITS["no_age"]
+NO_SQI = _LIMITS["no_sqi"]
+NO_SAMPLE = _LIMITS["no_sample"]
+PR_PAINTABLE_X10 = (_LIMITS["pr_min_x10"], _LIMITS["pr_max_x10"])
+RR_PAINTABLE_X10 = (_LIMITS["rr_min_x10"], _LIMITS["rr_max_x10"])
+MAX_RATE_HZ = _LIMITS["max_rate_hz"]
+
+MAX_AGE_MS = _TIMES["max_age_ms"]
+MAX_LAG_MS = _TIMES["max_lag_ms"]
+LEAK_INTERVAL_MS = _TIMES["leak_interval_ms"]
+SETTLE_MS = _TIMES["settle_ms"]
+SETTLE_BAND_MS = _TIMES["settle_band_ms"]
+SETTLE_PAUSE_MS = _TIMES["settle_pause_ms"]
+BLANK_AFTER_MS = _TIMES["blank_after_ms"]
+FAULT_BAD_FRAMES = _TIMES["fault_bad_frames"]
+FAULT_WINDOW_MS = _TIMES["fault_window_ms"]
+FAULT_CLEARING_FRAMES = _TIMES["fault_clearing_frames"]
+FORGET_AFTER_MS = _TIMES["forget_after_ms"]
+SEQ_TRUSTED_MS = _TIMES["seq_trusted_ms"]
+TRACE_SLACK_MS = _TIMES["trace_slack_ms"]
+TEST_MS = _TIMES["test_ms"]
 
 
 class MessageType(IntEnum):
     """Codes 0x80-0xFF travel from the display to the camera unit, all others the other way."""
 
-    VITALS = 0x10
-    WAVE = 0x11
-    HELLO = 0x12
-    BYE = 0x1F
-    STATUS = 0x81
+    VITALS = _MESSAGES["VITALS"]
+    WAVE = _MESSAGES["WAVE"]
+    HELLO = _MESSAGES["HELLO"]
+    BYE = _MESSAGES["BYE"]
+    STATUS = _MESSAGES["STATUS"]
 
 
 class Flags(IntFlag):
     """Header flags. Bits 4-7 are "must understand": a receiver that does not know a set one shows no number."""
 
-    DEMO = 0x01
-    INVESTIGATIONAL = 0x02
-
-
-MUST_UNDERSTAND = 0xF0
+    DEMO = _FLAGS["DEMO"]
+    INVESTIGATIONAL = _FLAGS["INVESTIGATIONAL"]
 
 
 class VitalState(IntEnum):
     """Whether a vital may be shown. Any other code on the wire is read as INVALID."""
 
-    OFF = 0
-    SEARCHING = 1
-    VALID = 2
-    QUESTIONABLE = 3
-    INVALID = 4
-    STALE = 5
-    OUT_OF_RANGE = 6
-    FAULT = 7
+    OFF = _STATES["OFF"]
+    SEARCHING = _STATES["SEARCHING"]
+    VALID = _STATES["VALID"]
+    QUESTIONABLE = _STATES["QUESTIONABLE"]
+    INVALID = _STATES["INVALID"]
+    STALE = _STATES["STALE"]
+    OUT_OF_RANGE = _STATES["OUT_OF_RANGE"]
+    FAULT = _STATES["FAULT"]
 
     @property
     def shows_number(self) -> bool:
-        return self in (VitalState.VALID, VitalState.QUESTIONABLE)
+        return self in _SHOWING
 
 
 class Tech(IntFlag):
     """Technical conditions; bits 16-31 are reserved and sent as 0."""
 
-    NO_CAMERA = 1 << 0
-    FRAMES_STALLED = 1 << 1
-    TOO_DARK = 1 << 2
-    OVEREXPOSED = 1 << 3
-    MOTION = 1 << 4
-    SUBJECT_LOST = 1 << 5
-    LOW_SIGNAL = 1 << 6
-    LIGHT_FLICKER = 1 << 7
-    METHODS_DISAGREE = 1 << 8
-    MODEL_FAULT = 1 << 9
-    ENGINE_MISMATCH = 1 << 10
-    OVER_TEMPERATURE = 1 << 11
-    LOW_FPS = 1 << 12
-    STORAGE = 1 << 13
-    CONFIG = 1 << 14
-    SELF_TEST_FAILED = 1 << 15
+    NO_CAMERA = _TECH["NO_CAMERA"]
+    FRAMES_STALLED = _TECH["FRAMES_STALLED"]
+    TOO_DARK = _TECH["TOO_DARK"]
+    OVEREXPOSED = _TECH["OVEREXPOSED"]
+    MOTION = _TECH["MOTION"]
+    SUBJECT_LOST = _TECH["SUBJECT_LOST"]
+    LOW_SIGNAL = _TECH["LOW_SIGNAL"]
+    LIGHT_FLICKER = _TECH["LIGHT_FLICKER"]
+    METHODS_DISAGREE = _TECH["METHODS_DISAGREE"]
+    MODEL_FAULT = _TECH["MODEL_FAULT"]
+    ENGINE_MISMATCH = _TECH["ENGINE_MISMATCH"]
+    OVER_TEMPERATURE = _TECH["OVER_TEMPERATURE"]
+    LOW_FPS = _TECH["LOW_FPS"]
+    STORAGE = _TECH["STORAGE"]
+    CONFIG = _TECH["CONFIG"]
+    SELF_TEST_FAILED = _TECH["SELF_TEST_FAILED"]
 
 
 class Channel(IntEnum):
     """What a WAVE carries."""
 
-    PULSE = 1
-    RESP = 2
+    PULSE = _CHANNELS["PULSE"]
+    RESP = _CHANNELS["RESP"]
 
 
 class ScreenMode(IntEnum):
     """What the display is doing as a whole; upper nibble of STATUS.shown_state. Numbers are painted only in LIVE."""
 
-    LIVE = 0
-    WAITING = 1
-    LINK_LOST = 2
-    LINK_FAULT = 3
-    STOPPED = 4
-    UPDATE_REQUIRED = 5
-    SYNCHRONISING = 6
-    DELAYED = 7
+    LIVE = _MODES["LIVE"]
+    WAITING = _MODES["WAITING"]
+    LINK_LOST = _MODES["LINK_LOST"]
+    LINK_FAULT = _MODES["LINK_FAULT"]
+    STOPPED = _MODES["STOPPED"]
+    UPDATE_REQUIRED = _MODES["UPDATE_REQUIRED"]
+    SYNCHRONISING = _MODES["SYNCHRONISING"]
+    DELAYED = _MODES["DELAYED"]
 
 
-MODE_TEXT = {
-    ScreenMode.LIVE: "",
-    ScreenMode.WAITING: "WAITING FOR CAMERA UNIT",
-    ScreenMode.LINK_LOST: "CAMERA LINK LOST",
-    ScreenMode.LINK_FAULT: "LINK FAULT",
-    ScreenMode.STOPPED: "MONITORING STOPPED",
-    ScreenMode.UPDATE_REQUIRED: "DISPLAY UPDATE REQUIRED",
-    ScreenMode.SYNCHRONISING: "SYNCHRONISING",
-    ScreenMode.DELAYED: "DATA DELAYED",
-}
+def _require_same(enum: type[Enum], codes: dict[str, int]) -> None:
+    """Every name of the file has a member with its code, and the other way round."""
+    ours = {name: int(member.value) for name, member in enum.__members__.items()}
+    if ours != codes or len(set(codes.values())) != len(codes):
+        odd = sorted(set(ours.items()) ^ set(codes.items()))
+        raise SchemaError(f"{SOURCE.name}: {enum.__name__} and its entries differ, or a code stands twice: {odd}. "
+                          "Bring schema.py and the file together.")
 
-# Most important first: what is broken, then what a nurse can change, then the signal.
-TECH_TEXT = {
-    Tech.SELF_TEST_FAILED: "SELF TEST FAILED",
-    Tech.ENGINE_MISMATCH: "CAMERA UNIT SOFTWARE FAULT",
-    Tech.MODEL_FAULT: "CAMERA UNIT SOFTWARE FAULT",
-    Tech.CONFIG: "CAMERA UNIT SETTINGS FAULT",
-    Tech.NO_CAMERA: "NO CAMERA",
-    Tech.FRAMES_STALLED: "CAMERA PICTURE STOPPED",
-    Tech.OVER_TEMPERATURE: "CAMERA UNIT TOO HOT",
-    Tech.TOO_DARK: "TOO DARK",
-    Tech.OVEREXPOSED: "TOO BRIGHT",
-    Tech.SUBJECT_LOST: "BABY NOT IN VIEW",
-    Tech.MOTION: "MOTION",
-    Tech.LIGHT_FLICKER: "FLICKERING LIGHT",
-    Tech.LOW_FPS: "CAMERA TOO SLOW",
-    Tech.METHODS_DISAGREE: "UNCERTAIN SIGNAL",
-    Tech.LOW_SIGNAL: "LOW SIGNAL",
-    Tech.STORAGE: "CAMERA UNIT STORAGE FULL",
-}
-UNKNOWN_TECH_TEXT = "CHECK CAMERA UNIT"
 
-STATE_TEXT = {
-    VitalState.OFF: "OFF",
-    VitalState.SEARCHING: "SEARCHING",
-    VitalState.VALID: "",
-    VitalState.QUESTIONABLE: "UNCERTAIN",
-    VitalState.INVALID: "NO RELIABLE SIGNAL",
-    VitalState.STALE: "NO RECENT PICTURE",
-    VitalState.OUT_OF_RANGE: "OUT OF RANGE",
-    VitalState.FAULT: "CAMERA UNIT FAULT",
-}
+for _enum, _codes in ((MessageType, _MESSAGES), (Flags, _FLAGS), (VitalState, _STATES), (Tech, _TECH),
+                      (Channel, _CHANNELS), (ScreenMode, _MODES)):
+    _require_same(_enum, _codes)
 
-BANNER_TEXT = {
-    Flags.DEMO: "DEMO - NOT PATIENT DATA",
-    Flags.INVESTIGATIONAL: "INVESTIGATIONAL - NOT FOR DIAGNOSIS OR ALARMS",
-}
+_SHOWING = frozenset(VitalState[name] for name, shows in _named(_CODES["state"], "number").items() if shows)
+# The verdicts in the order of their codes in C, and which of them mean that the CRC held.
+VERDICTS: dict[str, bool] = _named(_CODES["verdict"], "intact")
+
+MODE_TEXT = {ScreenMode[name]: text for name, text in _named(_CODES["mode"], "text").items()}
+STATE_TEXT = {VitalState[name]: text for name, text in _named(_CODES["state"], "text").items()}
+BANNER_TEXT = {Flags[name]: text for name, text in _named(_CODES["flag"], "text").items()}
+# Most important first.
+TECH_TEXT = {Tech[name]: text for name, text in _named(_CODES["tech"], "text").items()}
+UNKNOWN_TECH_TEXT: str = _CODES["unknown_tech"]
 
 
 @dataclass(frozen=True)
@@ -196,61 +218,17 @@ class Layout:
         return rows
 
 
-HEADER = Layout("Header", None, (
-    Field("ver", "u8", "", "1. Any other value: DISPLAY UPDATE REQUIRED, no number"),
-    Field("type", "u8", "", "message type; an unknown one is counted and ignored"),
-    Field("flags", "u8", "bits", "b0 DEMO, b1 INVESTIGATIONAL, b2-b3 reserved and ignored, b4-b7 must understand"),
-    Field("len", "u8", "bytes", "payload length; the body is exactly 12 + len + 4"),
-    Field("session", "u16", "", "random, not 0, one per run of the sender; a change means: forget everything"),
-    Field("seq", "u16", "", "+1 per frame of any type, wraps; gaps are counted, equal or older ones dropped"),
-    Field("t_ms", "u32", "ms", "sender's monotonic clock when the frame was encoded, wraps; never wall clock"),
-))
+def _layout(title: str, code: int | None, entry: dict[str, Any]) -> Layout:
+    fields = tuple(Field(f["name"], f["kind"], f.get("unit", ""), f["rule"]) for f in entry["fields"])
+    unknown = [f.name for f in fields if f.kind not in _FORMAT]
+    if unknown:
+        raise SchemaError(f"{SOURCE.name}: {title}: unknown kind of {unknown}; expected one of {sorted(_FORMAT)}")
+    return Layout(title, code, fields, entry.get("tail"))
 
-PAYLOADS = {
-    MessageType.VITALS: Layout("VITALS", MessageType.VITALS, (
-        Field("pr_x10", "u16", "0.1 /min", "pulse rate; 0xFFFF = none; 0 is never sent"),
-        Field("rr_x10", "u16", "0.1 /min", "respiratory rate; 0xFFFF = none; 0 is never sent"),
-        Field("pr_state", "u8", "state", "see states; a number is there exactly when the state is 2 or 3"),
-        Field("rr_state", "u8", "state", "likewise"),
-        Field("pr_sqi", "u8", "%", "signal quality 0-100; 255 = not stated"),
-        Field("rr_sqi", "u8", "%", "likewise"),
-        Field("pr_age_ds", "u16", "0.1 s", "age of the newest video frame used; 0xFFFF = unknown"),
-        Field("rr_age_ds", "u16", "0.1 s", "likewise"),
-        Field("pr_avg_s", "u8", "s", "averaging time, shown on the screen"),
-        Field("rr_avg_s", "u8", "s", "likewise"),
-        Field("tech", "u32", "bits", "technical conditions; an unknown bit reads CHECK CAMERA UNIT"),
-        Field("gap_ds", "u16", "0.1 s", "since the last detected breath; 0xFFFF = not offered; not an apnoea alarm"),
-    )),
-    MessageType.WAVE: Layout("WAVE", MessageType.WAVE, (
-        Field("first_index", "u32", "", "number of the first sample since the session began, wraps"),
-        Field("channel", "u8", "", "1 pulse, 2 resp; others ignored"),
-        Field("rate_hz", "u8", "Hz", "samples per second, 1-100"),
-    ), tail="samples"),
-    MessageType.HELLO: Layout("HELLO", MessageType.HELLO, (
-        Field("min_ver", "u8", "", "oldest version the sender can speak"),
-        Field("max_ver", "u8", "", "newest version the sender can speak"),
-        Field("schema", "u32", "", "CRC-32 of the field tables"),
-        Field("build", "u32", "", "sender's software build"),
-        Field("model", "u32", "", "model bundle"),
-        Field("product", "text16", "", "ASCII, padded with 0"),
-    )),
-    MessageType.BYE: Layout("BYE", MessageType.BYE, ()),
-    MessageType.STATUS: Layout("STATUS", MessageType.STATUS, (
-        Field("last_session", "u16", "", "session of the newest frame taken; 0 = none yet"),
-        Field("last_seq", "u16", "", "its seq"),
-        Field("frames_ok", "u16", "", "frames that passed every check; all counters wrap"),
-        Field("bad_cobs", "u16", "", "framing broken"),
-        Field("bad_crc", "u16", "", "CRC-32 wrong"),
-        Field("bad_len", "u16", "", "too short, too long, or len does not fit"),
-        Field("lost", "u16", "", "gaps in seq"),
-        Field("late", "u16", "", "frames dropped as older, or too late to show"),
-        Field("uptime_s", "u16", "s", "display's uptime, wraps after 18.2 h"),
-        Field("shown_pr_x10", "u16", "0.1 /min", "the number behind what is on the glass now; 0xFFFF = dashes"),
-        Field("shown_rr_x10", "u16", "0.1 /min", "likewise"),
-        Field("shown_state", "u8", "bits", "b0-b1 PR and b2-b3 RR: 0 dashes, 1 plain, 2 with '?'; b4-b7 screen mode"),
-        Field("fw_id", "u8", "", "display firmware's release; 0 = not stated"),
-    )),
-}
+
+HEADER = _layout("Header", None, _WIRE["header"])
+PAYLOADS = {MessageType(entry["code"]): _layout(entry["name"], MessageType(entry["code"]), entry)
+            for entry in _WIRE["message"]}
 
 
 def schema_hash() -> int:
@@ -262,47 +240,3 @@ def schema_hash() -> int:
     for enum in (Flags, VitalState, Tech, Channel, ScreenMode):
         parts.append(f"{enum.__name__}:" + ",".join(f"{member.name}={member.value}" for member in enum))
     return zlib.crc32("\n".join(parts).encode("ascii"))
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
-
-
-def markdown() -> dict[str, str]:
-    """The tables of PROTOCOL.md by name; the document holds each of them word for word."""
-    tables = {}
-    for layout in (HEADER, *PAYLOADS.values()):
-        rows: list[tuple[object, ...]] = []
-        rows += [(offset, f.kind, f"`{f.name}`", f.unit, f.rule) for offset, f in layout.rows()]
-        if layout.tail:
-            rule = "to the end of the payload; -128 = no sample"
-            rows.append((layout.size, "i8...", f"`{layout.tail}`", "relative", rule))
-        if rows:
-            tables[layout.title] = _table(("offset", "kind", "field", "unit", "rule"), rows)
-    types: list[tuple[object, ...]] = [
-        (f"0x{layout.code:02X}", layout.title, f"{layout.size}{' + n' if layout.tail else ''}")
-        for layout in PAYLOADS.values()
-    ]
-    tables["Types"] = _table(("code", "message", "payload bytes"), types)
-    states: list[tuple[object, ...]] = []
-    states += [(s.value, s.name, "yes" if s.shows_number else "no", text) for s, text in STATE_TEXT.items()]
-    tables["States"] = _table(("code", "state", "number", "words on the screen"), states)
-    modes: list[tuple[object, ...]] = [(mode.value, mode.name, MODE_TEXT[mode]) for mode in ScreenMode]
-    tables["Modes"] = _table(("code", "screen mode", "message line"), modes)
-    tech: list[tuple[object, ...]] = [(bit.value.bit_length() - 1, bit.name, text) for bit, text in TECH_TEXT.items()]
-    tables["Tech"] = _table(("bit", "condition", "words on the screen"), tech)
-    tables["Hash"] = f"Schema hash: `0x{schema_hash():08X}`"
-    return tables
-
-
-def fill(document: str) -> str:
-    """The document with what stands between `<!-- table NAME -->` and `<!-- end -->` replaced by the tables."""
-    tables = markdown()
-    return re.sub(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
-                  lambda found: f"{found[1]}{tables[found[2]]}\n{found[3]}", document, flags=re.DOTALL)
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(fill(path.read_text()))

@@ -1,4 +1,4 @@
-"""`physvlm display`: the display's rules behind a serial port, a pty or a recorded wire file, drawn in a terminal."""
+"""`physvlm display`: the bedside display behind a port, a pty or a recording; in this terminal, as a page, as a picture."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from firmware_bridge.frame import Decoder, Sender, Verdict
+from firmware_bridge.faults import FaultError, Faults
 from firmware_bridge.link import Link
 from firmware_bridge.painter import MIN_SIZE, changed, closing_line, paint, plain_line
 from firmware_bridge.port import BAUDS, LinkError, open_pty
-from firmware_bridge.rules import DisplayRules, Screen
-from firmware_bridge.schema import NO_RATE, MessageType, ScreenMode
-
-PAINT_INTERVAL_MS = 100
-STATUS_INTERVAL_MS = 1_000
-SESSION_PAUSE_MS = 500  # put between the sessions of a recording, whose clocks have nothing in common
-MAX_SILENCE_MS = 10_000  # a longer silence in a recording is cut to this; the screen has long been blank
+from firmware_bridge.recording import Recording, is_recording
+from firmware_bridge.rules import Screen
+from firmware_bridge.schema import NO_RATE
+from firmware_bridge.simulator import HEIGHT_PX, WIDTH_PX, DisplayDevice, Look, PythonDisplay, Simulator
 
 
 @dataclass
@@ -79,7 +76,7 @@ class Summary:
         }
 
 
-class _Glass:
+class Glass:
     """Where screens are drawn: a terminal's alternate page, or plain lines on change."""
 
     def __init__(self, out: TextIO, source: str, plain: bool) -> None:
@@ -90,7 +87,7 @@ class _Glass:
         self._out, self._source = out, source
         self._size: tuple[int, int] = (0, 0)
 
-    def __enter__(self) -> _Glass:
+    def __enter__(self) -> Glass:
         if not self.plain:
             self._out.write("\x1b[?1049h\x1b[?25l")
         return self
@@ -114,158 +111,210 @@ class _Glass:
         self._out.flush()
 
 
-class Display:
-    """The rules, the glass and the account, driven by whoever owns the bytes and the clock (milliseconds)."""
+class Watch:
+    """What is done at every look: the account kept, the glass drawn, others told."""
 
-    def __init__(self, glass: _Glass | None, now_ms: int, summary: Summary | None = None) -> None:
-        self.rules = DisplayRules(now_ms)
-        self.summary = summary if summary is not None else Summary()
-        self._glass = glass
-        self._start_ms = now_ms
-        self._paint_ms = now_ms
+    def __init__(self, glass: Glass | None, summary: Summary, *others: Callable[[Look], None]) -> None:
+        self.summary = summary
+        self.last: Look | None = None
+        self._glass, self._others = glass, others
 
-    def step(self, data: bytes, now_ms: int) -> bool:
-        """Takes bytes, repaints when it is time. True while monitoring goes on, False once it was stopped by BYE."""
-        self.rules.receive(data, now_ms)
-        if now_ms >= self._paint_ms:
-            self._paint_ms = now_ms + PAINT_INTERVAL_MS
-            self.paint(now_ms)
-        return self.summary.last is None or self.summary.last.mode is not ScreenMode.STOPPED
-
-    def paint(self, now_ms: int) -> None:
-        screen = self.rules.screen(now_ms)
-        t_s = (now_ms - self._start_ms) / 1000
-        is_new = self.summary.see(screen, t_s)
+    def __call__(self, look: Look) -> None:
+        self.last = look
+        is_new = self.summary.see(look.screen, look.t_s)
+        self.summary.frames = look.counters
         if self._glass is not None:
-            self._glass.draw(screen, t_s, is_new)
-        counters = self.rules.decoder.counters
-        self.summary.frames = {**counters.as_dict(), "lost": self.rules.lost, "late": self.rules.late}
+            self._glass.draw(look.screen, look.t_s, is_new)
+        for other in self._others:
+            other(look)
 
 
-def run_port(link: Link, glass: _Glass | None, seconds: float | None = None, until_bye: bool = False,
+def run_port(link: Link, glass: Glass | None, seconds: float | None = None, until_bye: bool = False,
              send_status: bool = True, clock: Callable[[], int] = time.monotonic_ns,
              summary: Summary | None = None) -> Summary:
-    """Displays what an open link delivers until Ctrl-C, BYE or the time is up. Survives hang-ups; reports 1 Hz STATUS.
+    """Displays what an open link delivers until BYE or the time is up. Survives hang-ups; reports 1 Hz STATUS.
 
     summary: the account to fill, for a caller that wants it whatever ends the loop.
     """
-    start_ms = clock() // 1_000_000
-    display = Display(glass, start_ms, summary)
-    sender = Sender(clock)
-    status_ms = start_ms + STATUS_INTERVAL_MS
-    goes_on = True
-    while goes_on or not until_bye:
-        data = link.read(timeout_s=PAINT_INTERVAL_MS / 2000)
-        now_ms = clock() // 1_000_000
-        goes_on = display.step(data, now_ms)
-        if send_status and now_ms >= status_ms:
-            status_ms = now_ms + STATUS_INTERVAL_MS
-            link.offer(sender.encode(display.rules.status(now_ms)), MessageType.STATUS)
-        if seconds is not None and now_ms - start_ms >= 1000 * seconds:
-            break
-    return display.summary
+    watch = Watch(glass, summary if summary is not None else Summary())
+    simulator = Simulator(link, display_maker(needs_pixels=False), send_status=send_status, clock=clock)
+    simulator.run(watch, seconds, until_bye)
+    return watch.summary
 
 
-def run_file(path: str | Path, glass: _Glass | None, paced: bool = True, seconds: float | None = None,
-             until_bye: bool = False, summary: Summary | None = None) -> Summary:
-    """Replays a recorded wire on the sender's clock, at its pace or as fast as it goes."""
+def display_maker(needs_pixels: bool) -> Callable[[int], DisplayDevice]:
+    """The firmware's display; the Python rules where it cannot be built, which is said, and only where no pixels are asked
+    for."""
+    from firmware_bridge.core import CoreDisplay, CoreError
+
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise LinkError(f"wire file {path} cannot be read ({error.strerror}). Check the path.") from error
-    display = Display(glass, 0, summary)
-    start_s = time.monotonic()
-    tick_ms = 0
-    for arrival_ms, chunk in _timeline(data):
-        while tick_ms < arrival_ms:
-            tick_ms = min(arrival_ms, tick_ms + PAINT_INTERVAL_MS // 2)
-            if paced:
-                time.sleep(max(0.0, start_s + tick_ms / 1000 - time.monotonic()))
-            goes_on = display.step(b"", tick_ms)
-            if (until_bye and not goes_on) or (seconds is not None and tick_ms >= 1000 * seconds):
-                return display.summary
-        display.step(chunk, arrival_ms)
-    display.paint(tick_ms)
-    return display.summary
-
-
-def _timeline(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Cuts a recording at its delimiters; every piece comes with the time of its frame, a bad one with that before."""
-    decoder = Decoder()
-    now_ms, session, last_t_ms, start = 0, None, 0, 0
-    while start < len(data):
-        end = data.find(b"\x00", start)
-        end = len(data) if end < 0 else end + 1
-        for frame in decoder.feed(data[start:end]):
-            header = frame.header
-            if frame.verdict is not Verdict.OK or header is None or header.type & 0x80:
-                continue
-            step_ms = (header.t_ms - last_t_ms) & 0xFFFFFFFF
-            if session == header.session:
-                if step_ms >= 0x80000000:  # older: it came late
-                    continue
-                now_ms += min(step_ms, MAX_SILENCE_MS)
-            elif session is not None:
-                now_ms += SESSION_PAUSE_MS
-            session, last_t_ms = header.session, header.t_ms
-        yield now_ms, data[start:end]
-        start = end
+        CoreDisplay(0)
+    except CoreError as error:
+        if needs_pixels:
+            raise
+        print(f"physvlm display: {error} Showing the Python rules instead, which are not what the bedside runs.",
+              file=sys.stderr)
+        return PythonDisplay
+    return CoreDisplay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `physvlm display`."""
-    parser.add_argument("source", nargs="?", help="serial port, or a file of recorded wire bytes")
+    parser.add_argument("source", nargs="?", help="serial port, a recording, or a file of plain wire bytes")
     parser.add_argument("--pty", metavar="LINK", help="make a pty instead, and put its name under the symlink LINK")
     parser.add_argument("--baud", type=int, default=115200, choices=BAUDS, help="default 115200")
     parser.add_argument("--stop-bits", type=int, default=1, choices=(1, 2), help="default 1")
     parser.add_argument("--wait", action="store_true", help="wait for a port that is not there yet")
     parser.add_argument("--fast", action="store_true", help="replay a file as fast as it goes")
     parser.add_argument("--plain", action="store_true", help="one line per change instead of a drawn screen")
+    parser.add_argument("--web", nargs="?", type=_tcp_port, const=0, metavar="PORT",
+                        help="a page for a browser on this computer, with the exact pixels (default: a free port)")
+    parser.add_argument("--png", type=Path, metavar="OUT", help="write the last screen as a picture")
+    parser.add_argument("--png-at", type=float, metavar="SECONDS", help="the screen of this moment instead of the last")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep what arrives and when, to be replayed exactly")
+    parser.add_argument("--drop", type=float, default=0.0, metavar="PERCENT", help="simulate: so many frames vanish")
+    parser.add_argument("--bit-errors", type=float, default=0.0, metavar="RATE", help="simulate: chance that a bit flips")
+    parser.add_argument("--delay", type=int, default=0, metavar="MS", help="simulate: everything arrives so late")
+    parser.add_argument("--unplug", action="store_true", help="simulate: start with the cable out")
+    parser.add_argument("--seed", type=int, default=1, help="which frames and bits the simulated faults hit (default 1)")
     parser.add_argument("--no-status", action="store_true", help="one-way: do not send STATUS back")
     parser.add_argument("--seconds", type=float, help="stop after so long")
     parser.add_argument("--until-bye", action="store_true", help="stop when the camera unit says BYE")
     parser.add_argument("--summary-json", metavar="FILE", help="write what was received and shown, as JSON")
 
 
+def _tcp_port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a TCP port, got {text!r}; name the source before --web")
+    return int(text)
+
+
 def main(args: argparse.Namespace) -> int:
-    """Runs the display; 0 when it ended as asked (Ctrl-C too), 2 when it cannot start."""
-    if (args.source is None) == (args.pty is None):
-        print("physvlm display: give a port or a file, or --pty LINK, and not both", file=sys.stderr)
-        return 2
-    summary = Summary()
+    """Runs the display; 0 when it ended as asked (Ctrl-C too), 1 when a replay showed other pixels than were recorded, 2 when
+    it cannot start."""
     try:
-        with contextlib.suppress(KeyboardInterrupt), _sigterm_as_ctrl_c():
-            _run(args, summary)
-        _report(summary, args.summary_json)
-    except LinkError as error:
+        _check(args)
+        watch = _run(args)
+        _report(watch.summary, args.summary_json)
+    except (LinkError, FaultError) as error:
         print(f"physvlm display: {error}", file=sys.stderr)
         return 2
-    return 0
+    replay = watch.last.replay if watch.last is not None else None
+    if replay is None or replay.same is None:
+        return 0
+    print(f"replay of {replay.name}: the last screen is "
+          + ("the recorded one" if replay.same else f"NOT the recorded one ({replay.screen[:16]})"))
+    return 0 if replay.same else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.source is None) == (args.pty is None):
+        raise LinkError("give a port or a file, or --pty LINK, and not both")
+    if args.png_at is not None and args.png is None:
+        raise LinkError("--png-at says when; --png OUT says where to")
+    if args.fast and args.web is not None:
+        raise LinkError("--fast is too fast to be looked at with --web; leave one out")
+
+
+def _run(args: argparse.Namespace) -> Watch:
+    faults = Faults(args.drop / 100, args.bit_errors, args.delay, args.unplug)
+    make_display = display_maker(needs_pixels=args.web is not None or args.png is not None)
+    with contextlib.ExitStack() as stack:
+        simulator = Simulator(_source(args, stack), make_display, faults=faults, seed=args.seed, record=args.record,
+                              send_status=not args.no_status, paced=not args.fast, stays=args.web is not None,
+                              with_pixels=args.web is not None)
+        camera = _Camera(simulator, args.png, args.png_at)
+        others: list[Callable[[Look], None]] = [camera]
+        if args.web is not None:
+            from firmware_bridge.web import WebPage
+
+            page = WebPage(simulator, args.web)
+            stack.callback(page.close)
+            others.append(page.show)
+            print(f"simulator: {page.url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        glass = stack.enter_context(Glass(sys.stdout, args.pty or args.source,
+                                          args.plain or args.fast or args.web is not None))
+        watch = Watch(glass, Summary(), *others)
+        with _signals_to(simulator.stop):
+            simulator.run(watch, args.seconds, args.until_bye)
+        camera.finish()
+    return watch
+
+
+def _source(args: argparse.Namespace, stack: contextlib.ExitStack) -> Link | Recording | Path:
+    if args.source is not None and os.path.isfile(args.source):
+        if not is_recording(args.source):
+            return Path(args.source)
+        recording = Recording.read(Path(args.source))
+        if not recording.complete:
+            print(f"physvlm display: {args.source} was cut off; {recording.steps} steps "
+                  f"({recording.duration_ms / 1000:.1f} s) are whole and will be replayed.", file=sys.stderr)
+        return recording
+    link = Link(args.pty or args.source, args.baud, args.stop_bits,
+                opener=(lambda: open_pty(args.pty)) if args.pty else None)
+    link.open(wait=args.wait)
+    stack.callback(link.close)
+    return link
+
+
+class _Camera:
+    """Takes one picture of the glass: at a moment, or at the end."""
+
+    def __init__(self, simulator: Simulator, path: Path | None, at_s: float | None) -> None:
+        self._simulator, self._path, self._at_s = simulator, path, at_s
+        self._seen_s = 0.0
+
+    def __call__(self, look: Look) -> None:
+        self._seen_s = look.t_s
+        if self._path is not None and self._at_s is not None and look.t_s >= self._at_s:
+            self._take(self._path)
+
+    def finish(self) -> None:
+        if self._path is None:
+            return
+        if self._at_s is not None:
+            raise LinkError(f"no picture was taken at {self._at_s:g} s: the display ended after {self._seen_s:.1f} s. "
+                            "Choose an earlier moment.")
+        self._take(self._path)
+
+    def _take(self, path: Path) -> None:
+        from firmware_bridge.png import encode_png
+
+        write_whole(path, encode_png(self._simulator.pixels(), WIDTH_PX, HEIGHT_PX))
+        self._path = None
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """So that a stopped display, too, gives the terminal back and reports."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals_to(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM end the display in good order; the second one ends it at once."""
+    def handle(*_: object) -> None:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
+        stop()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _run(args: argparse.Namespace, summary: Summary) -> None:
-    name = args.pty or args.source
-    if args.source is not None and os.path.isfile(args.source):
-        with _Glass(sys.stdout, name, args.plain or args.fast) as glass:
-            run_file(args.source, glass, not args.fast, args.seconds, args.until_bye, summary)
-        return
-    link = Link(name, args.baud, args.stop_bits, opener=(lambda: open_pty(args.pty)) if args.pty else None)
-    link.open(wait=args.wait)
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
     try:
-        with _Glass(sys.stdout, name, args.plain) as glass:
-            run_port(link, glass, args.seconds, args.until_bye, not args.no_status, summary=summary)
-    finally:
-        link.close()
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise LinkError(f"{path} cannot be written ({error.strerror}); choose another path.") from error
 
 
 def _report(summary: Summary, path: str | None) -> None:
@@ -274,9 +323,5 @@ def _report(summary: Summary, path: str | None) -> None:
         print(f"{summary.duration_s:.1f} s: PR shown {100 * result['pr_shown_fraction']:.0f} %, "
               f"RR shown {100 * result['rr_shown_fraction']:.0f} % of the time; "
               f"{closing_line(summary.last.mode, summary.last.pr, summary.last.rr)}")
-    if path is None:
-        return
-    try:
-        Path(path).write_text(json.dumps(summary.as_dict(), indent=1) + "\n")
-    except OSError as error:
-        raise LinkError(f"summary {path} cannot be written ({error.strerror}); choose another path.") from error
+    if path is not None:
+        write_whole(Path(path), json.dumps(summary.as_dict(), indent=1).encode() + b"\n")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.camera import Camera, CameraError, CameraLost, CaptureThread, UsbCamera, open_camera
+from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
 from edge.records import Frame
 from tests.videos import container_times_s, grey_steps, write_timed_video, write_video
 
@@ -231,84 +231,6 @@ def test_a_truncated_video_plays_what_there_is_and_says_so(tmp_path, caplog, suf
     assert f"truncated or damaged: {len(frames)} frames" in caplog.text and "claims 3.0 s" in caplog.text
 
 
-@pytest.mark.parametrize("spec", ["csi:0", "gst:videotestsrc ! appsink"])
-def test_sources_to_come_say_so(spec):
-    with pytest.raises(CameraError, match="not yet in this build: use usb: or file:"):
-        open_camera(spec)
-
-
-# ---- usb, on a stand-in for OpenCV's capture
-
-
-class FakeDriver:
-    """cv2.VideoCapture over a list of driver stamps in ms; reading past the last is an unplugged camera."""
-
-    def __init__(self, stamps_ms: list[float]) -> None:
-        self.stamps_ms = stamps_ms
-        self.position = -1
-        self.released = False
-
-    def set(self, key: int, value: float) -> bool:
-        return True
-
-    def get(self, key: int) -> float:
-        return self.stamps_ms[self.position] if key == cv2.CAP_PROP_POS_MSEC else 30.0
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        self.position += 1
-        if self.position >= len(self.stamps_ms):
-            return False, None
-        return True, np.full((4, 6, 3), self.position, np.uint8)
-
-    def release(self) -> None:
-        self.released = True
-
-
-def test_usb_frames_carry_the_drivers_time():
-    now_ms = time.monotonic() * 1e3
-    camera = UsbCamera(FakeDriver([now_ms, now_ms + 33.5, now_ms + 66.25]), "usb:0")
-    assert camera.driver_clock and camera.live
-    assert [next(camera).t_ns, next(camera).t_ns] == [round((now_ms + 33.5) * 1e6), round((now_ms + 66.25) * 1e6)]
-
-
-@pytest.mark.parametrize("offset_s", [-3600.0, 3600.0, None])
-def test_usb_without_a_monotonic_driver_clock_uses_the_moment_of_the_grab(offset_s):
-    stamp_ms = 0.0 if offset_s is None else (time.monotonic() + offset_s) * 1e3
-    before_ns = time.monotonic_ns()
-    camera = UsbCamera(FakeDriver([stamp_ms] * 4), "usb:0")
-    t_ns = [next(camera).t_ns for _ in range(3)]
-    assert before_ns < t_ns[0] < t_ns[1] < t_ns[2] < time.monotonic_ns()
-
-
-def test_usb_repeated_stamp_is_dropped_and_leaves_a_gap_in_seq():
-    now_ms = time.monotonic() * 1e3
-    camera = UsbCamera(FakeDriver([now_ms, now_ms + 1, now_ms + 1, now_ms + 2]), "usb:0")
-    assert [next(camera).seq, next(camera).seq] == [0, 2]
-    assert camera.bad_stamps == 1
-
-
-def test_usb_unplugged_is_camera_lost_and_dead_on_arrival_is_not():
-    now_ms = time.monotonic() * 1e3
-    camera = UsbCamera(FakeDriver([now_ms, now_ms + 1]), "usb:0")
-    next(camera)
-    with pytest.raises(CameraLost, match="unplugged"):
-        next(camera)
-    with pytest.raises(CameraError, match="gives no picture") as caught:
-        UsbCamera(FakeDriver([]), "usb:0")
-    assert not isinstance(caught.value, CameraLost)
-
-
-@pytest.mark.parametrize(("spec", "message"), [
-    ("usb:97", "no camera at /dev/video97: No such file"),
-    ("usb:/dev/null", "is no video device"),
-    ("usb:", "expected usb:N"),
-    ("usb:front", "expected usb:N"),
-])
-def test_usb_camera_that_is_not_there(spec, message):
-    with pytest.raises(CameraError, match=message):
-        open_camera(spec)
-
-
 # ---- capture thread
 
 
@@ -353,7 +275,15 @@ def test_a_slow_reader_loses_the_oldest_frames_and_they_are_counted():
         assert camera.closed.wait(2.0)
         assert not capture.ended
         assert [capture.get(0.0).seq for _ in range(8)] == list(range(12, 20))
-        assert capture.ended and capture.dropped == 12
+        assert capture.ended and capture.dropped == 12 == capture.missed
+
+
+def test_frames_that_never_came_are_counted_by_their_numbers():
+    camera = Scripted(6, StopIteration())
+    camera.frames = iter([5, 6, 9, 10, 20, 21])  # a camera may begin anywhere
+    with CaptureThread(camera) as capture:
+        assert [capture.get(2.0).seq for _ in range(6)] == [5, 6, 9, 10, 20, 21]
+        assert capture.missed == 2 + 9 and capture.dropped == 0
 
 
 def test_a_frame_that_does_not_come_is_none_and_not_the_end():

@@ -237,14 +237,6 @@ def test_crc_is_the_one_protocol_md_names():
     assert zlib.crc32(b"123456789") == 0xCBF43926
 
 
-def test_protocol_md_holds_the_tables_of_the_code():
-    document = (Path(schema.__file__).parent / "PROTOCOL.md").read_text()
-    tables = schema.markdown()
-    assert schema.fill(document) == document, "run: python -m firmware_bridge.schema firmware_bridge/PROTOCOL.md"
-    missing = [name for name, table in tables.items() if table not in document]
-    assert missing == []
-
-
 @pytest.mark.parametrize("cls", [Vitals, Wave, Hello, Bye, Status])
 def test_messages_have_the_fields_of_their_table_in_order(cls):
     layout = schema.PAYLOADS[cls.TYPE]

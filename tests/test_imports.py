@@ -26,9 +26,9 @@ ARROWS = {
 COMMAND_LINES = {"calibration.__main__": {"distillation"}}
 # package -> what it may use of others beside the standard library; a new entry is a new dependency on the device
 RUNTIME_DEPENDENCIES = {
-    "edge": {"numpy", "cv2", "tomllib", "tomli"},  # tomllib is not in the library of Python 3.10
+    "edge": {"numpy", "cv2", "tomllib", "tomli", "cryptography"},  # tomllib is not in the library of Python 3.10
     "engines": {"numpy", "onnxruntime", "tensorrt", "pycuda"},
-    "firmware_bridge": {"serial"},
+    "firmware_bridge": {"serial", "tomllib", "tomli"},
 }
 # the network's definition and its export, which the device never imports
 LAB_MODULES = {"engines.student", "engines.export", "engines.torch2trt_builder"}

@@ -187,6 +187,87 @@ def test_a_hole_of_hours_costs_no_time_and_the_clock_goes_on():
     assert engine.stem_calls == 6 and [hop.reading.t_ns > 7200e9 for hop in hops] == [False] * 3 + [True] * 3
 
 
+def brighter_after(*times_s, by=1.04):
+    """The whole picture becomes brighter or darker in turn, as an exposure that moves makes it."""
+    def change(t, bgr):
+        factor = by if sum(t >= at for at in times_s) % 2 else 1.0
+        dither = np.random.default_rng(round(t * 1e6)).uniform(0, 1, bgr.shape)
+        return np.floor(bgr * factor + dither).clip(0, 255).astype(np.uint8)
+    return change
+
+
+def test_one_jump_of_the_light_makes_what_is_shown_questionable_for_the_averaging_time():
+    pipeline = make()
+    hops = fed(pipeline, frames(at_fps(30, 27), change=brighter_after(13.0)))
+    assert pipeline.seen["light_steps"] == 1
+    jumped = [hop for hop in hops if 13.5e9 < hop.reading.t_ns < 21e9]
+    assert jumped and all(Reason.LIGHT_FLICKER in hop.conditions for hop in jumped)
+    assert {hop.reading.hr.state for hop in jumped} <= {State.QUESTIONABLE, State.INVALID, State.SEARCHING}
+    assert {hop.reading.hr.reason for hop in jumped} <= {Reason.LIGHT_FLICKER, Reason.UNSTABLE}
+    assert Reason.LIGHT_FLICKER not in hops[-1].conditions and hops[-1].reading.hr.state == State.VALID
+    between = pipeline.reading(hops[-1].reading.t_ns + 10**8, frozenset())
+    assert between.hr.state == State.VALID
+
+
+def test_a_light_that_goes_on_jumping_shows_nothing():
+    hops = fed(make(), frames(at_fps(30, 23), change=brighter_after(*np.arange(12.0, 23.0, 2.0))))
+    late = [hop.reading for hop in hops if 16.5e9 < hop.reading.t_ns < 23e9]
+    assert len(late) == 7 and all(reading.hr.value_per_min is None and reading.rr.value_per_min is None for reading in late)
+    assert {reading.hr.reason for reading in late} == {Reason.LIGHT_FLICKER}
+
+
+def test_small_jumps_only_make_it_questionable_however_many_they_are():
+    hops = fed(make(), frames(at_fps(30, 23), change=brighter_after(*np.arange(12.0, 23.0, 2.0), by=1.02)))
+    late = [hop.reading.hr for hop in hops if 16.5e9 < hop.reading.t_ns < 23e9]
+    assert {vital.state for vital in late} <= {State.QUESTIONABLE, State.SEARCHING} and late[-1].value_per_min is not None
+
+
+def test_between_hops_a_jump_goes_on_being_doubted():
+    pipeline = make()
+    fed(pipeline, frames(at_fps(30, 18), change=brighter_after(15.5)))
+    assert pipeline.reading(18 * 10**9 + 10**8, frozenset()).hr.state != State.VALID
+
+
+def test_steady_pictures_have_neither_jumps_nor_stalls_nor_repeats():
+    rng = np.random.default_rng(6)
+    uneven = np.sort(at_fps(30, 24) + rng.uniform(-0.006, 0.006, 720))
+    uneven = uneven[(np.arange(720) % 25 > 0) & (uneven >= 0)]  # single frames are lost
+    pipeline = make()
+    hops = fed(pipeline, frames(uneven))
+    assert pipeline.seen == {"duplicates": 0, "stalls": 0, "light_steps": 0}
+    assert all(not hop.conditions for hop in hops[1:])
+
+
+def test_a_stall_is_told_in_the_reading_after_it_and_only_there():
+    stalled = np.delete(at_fps(30, 24), [455, 456, 457])  # 133 ms without a picture, which are still bridged
+    pipeline = make()
+    hops = fed(pipeline, frames(stalled))
+    assert pipeline.seen["stalls"] == 1
+    assert [round(hop.reading.t_ns / 1e9) for hop in hops if Reason.GAP in hop.conditions] == [16]
+    assert {hop.reading.hr.state for hop in hops if Reason.GAP in hop.conditions} == {State.QUESTIONABLE}
+    assert hops[-1].reading.hr.state == State.VALID
+
+
+def test_a_source_that_repeats_its_picture_stalls_though_its_times_go_on():
+    pictures = list(frames(at_fps(30, 20)))
+    held = [replace(frame, bgr=pictures[450].bgr) if 450 < i < 456 else frame for i, frame in enumerate(pictures)]
+    pipeline = make()
+    hops = fed(pipeline, held)
+    assert pipeline.seen["duplicates"] == 5 and pipeline.seen["stalls"] == 1
+    assert any(Reason.GAP in hop.conditions for hop in hops)
+
+
+def test_looking_at_another_region_is_no_jump_of_the_light(monkeypatch):
+    box = Region(96, 0, 96, 96)
+    monkeypatch.setattr(pipeline_module, "RegionSearch", lambda whole: SimpleNamespace(
+        propose=lambda *_: box, judge=lambda *_: True))
+    pipeline = make(size=(192, 192), search=True)
+    dark = textured(192, 192)
+    dark[:96, 96:] *= 0.6
+    fed(pipeline, (Frame(i, round(t * 1e9), picture(dark, t, 150, 45)) for i, t in enumerate(at_fps(30, 6))))
+    assert pipeline.seen["light_steps"] == 0
+
+
 # --- what stands between hops, and after a failure
 
 
@@ -254,7 +335,7 @@ def test_a_wave_that_is_not_finite_is_never_made(bad):
 def test_time_is_kept_by_stage():
     pipeline = make()
     fed(pipeline, frames(at_fps(30, 3)))
-    assert set(pipeline.stages.seconds) == {"preprocess", "stem", "head", "vitals"}
+    assert set(pipeline.stages.seconds) == {"preprocess", "stem", "head", "vitals", "gate"}
     assert all(seconds >= 0 for seconds in pipeline.stages.seconds.values())
 
 

@@ -82,7 +82,7 @@ def test_the_json_has_exactly_the_keys_and_types_of_the_contract(replayed, tmp_p
             assert (row[name] is not None) == State[row[f"{name}_state"]].shows_number
     assert list(read["summary"]) == ["hr_median", "hr_shown_fraction", "rr_median", "rr_shown_fraction"]
     assert set(read["timing"]) == {"ms_per_frame", "stages"}
-    assert set(read["timing"]["stages"]) == {"decode", "preprocess", "stem", "head", "vitals"}
+    assert set(read["timing"]["stages"]) == {"decode", "preprocess", "stem", "head", "vitals", "gate"}
 
 
 def test_the_figures_are_those_of_the_clip(replayed):
@@ -194,6 +194,8 @@ class World:
 
 class Capture:
     """CaptureThread's face over a World."""
+
+    dropped = 0
 
     def __init__(self, world, camera):
         self.world, self.ended = world, False
@@ -344,3 +346,39 @@ def test_a_crashed_capture_thread_is_a_crash_and_not_an_end(tmp_path, monkeypatc
     camera = FakeCamera([], error=ZeroDivisionError("a bug"))
     with pytest.raises(RuntimeError, match="capture thread crashed"):
         Live(wire_config(tmp_path), FakeEngine(), "fake", opener=lambda *_: camera).run()
+
+
+def test_frames_while_the_camera_settles_are_no_samples(tmp_path, monkeypatch):
+    class Settling(FakeCamera):
+        """Exposure and white balance are locked after the first second."""
+
+        settling = True
+        ended = False
+        dropped = 0
+
+        def get(self, timeout_s):
+            frame = next(self, None)
+            self.ended = frame is None
+            self.settling = frame is not None and frame.t_ns < 10**9
+            return frame
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(runtime, "CaptureThread", lambda camera: camera)
+    engine = FakeEngine()
+    assert Live(wire_config(tmp_path), engine, "fake", opener=lambda *_: Settling(frames(at_fps(30, 3.2)))).run() == 96
+    assert len(engine.seen) == 60  # two hops of the 2.2 s behind it
+
+
+def test_the_mains_frequency_reaches_the_camera(tmp_path, monkeypatch):
+    asked = []
+
+    def opener(source, realtime, mains_hz):
+        asked.append((source, mains_hz))
+        return FakeCamera(frames(at_fps(30, 0.1)))
+
+    monkeypatch.setattr(runtime, "open_camera", opener)
+    config = wire_config(tmp_path)
+    Live(replace(config, camera=replace(config.camera, mains_hz=60)), FakeEngine(), "fake").run()
+    assert asked == [(config.camera.source, 60)]

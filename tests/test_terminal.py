@@ -24,12 +24,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from firmware_bridge import dump, terminal
 from firmware_bridge.frame import Sender, cobs_decode, cobs_encode, encode
-from firmware_bridge.link import FileLink, Link, Transmitter
+from firmware_bridge.link import Link
 from firmware_bridge.messages import Bye, Hello, Status, Vitals, Wave
 from firmware_bridge.painter import MIN_SIZE, _big, paint, plain_line
 from firmware_bridge.port import open_pty
 from firmware_bridge.rules import DisplayRules
 from firmware_bridge.schema import NO_AGE, NO_RATE, Channel, Flags, ScreenMode, Tech, VitalState
+from firmware_bridge.transmitter import FileLink, Transmitter
 
 SHOWN = Vitals(1432, 418, VitalState.VALID, VitalState.VALID, 88, 75, 3, 5, 8, 16)
 VALID, QUESTIONABLE = VitalState.VALID, VitalState.QUESTIONABLE

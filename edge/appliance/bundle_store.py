@@ -1,0 +1,192 @@
+"""The bundles of a device: BUNDLES/<id>/ side by side, and `current`, a symbolic link that is switched in one step.
+
+    verify -> unpack beside, to the disk -> prove: sidecar, parity, self-test clip -> rename to its id -> switch `current`
+
+Nothing that is current is ever written to, and a bundle that does not prove itself never becomes current: the old one goes
+on. Power lost anywhere leaves the old one or the new one, whole. Each folder remembers in `came_after` what was current
+before it: that is where `rollback` goes back to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from edge.appliance.bundle import Bundle, BundleError, Manifest, SelfTest, read_manifest
+from edge.appliance.install import open_folder
+
+CURRENT, CAME_AFTER, PARTIAL = "current", "came_after", ".partial"
+
+
+def current(store: Path) -> str | None:
+    """The id of the bundle that runs; None where there is none."""
+    try:
+        return os.readlink(store / CURRENT)
+    except OSError:
+        return None
+
+
+def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] | None = None) -> str:
+    """Unpacks, proves and switches; says what the proof found. Raises BundleError, and then what ran before still does.
+
+    prove: given the unpacked folder; raises BundleError. None: `proven`.
+    """
+    name = bundle.manifest.id
+    try:
+        open_folder(store)
+        with _locked(store):
+            before = current(store)
+            if before == name:
+                raise BundleError(f"{name} is current already")
+            _clear(store)
+            partial = store / f"{PARTIAL}.{name}"
+            unpack(bundle, partial, before or "")
+            try:
+                said = (prove or proven)(partial, bundle.manifest.self_test)
+            except BundleError as e:
+                shutil.rmtree(partial, ignore_errors=True)
+                stays = f"{before} stays" if before else "the shipped weights stay"
+                raise BundleError(f"{name} is not used, {stays}: {e}") from e
+            if (store / name).exists():  # installed once, and left since: nobody reads it
+                (store / name).rename(store / f"{PARTIAL}.{name}.old")
+            partial.rename(store / name)
+            _sync(store)
+            _switch(store, name)
+            _clear(store, keep={name, before or name})
+    except OSError as e:
+        raise BundleError(f"{store} cannot be written: {e.strerror or e}; check the disk, run it with sudo") from e
+    return said
+
+
+def rollback(store: Path) -> tuple[str, str]:
+    """(what was current, what is now). Raises BundleError."""
+    try:
+        with _locked(store):
+            now = current(store)
+            if now is None:
+                raise BundleError(f"no bundle is current in {store}; the shipped weights run")
+            before = (store / now / CAME_AFTER).read_text(encoding="ascii").strip()
+            if not before or not (store / before / "manifest.json").is_file():
+                raise BundleError(f"nothing to go back to: {now} came after {before or 'no other'}; install another bundle")
+            _switch(store, before)
+    except FileNotFoundError as e:
+        raise BundleError(f"no bundle is current in {store} ({e.filename}); the shipped weights run") from e
+    except OSError as e:
+        raise BundleError(f"{store} cannot be written: {e.strerror or e}; check the disk, run it with sudo") from e
+    return now, before
+
+
+def manifest_of(store: Path, name: str) -> Manifest:
+    try:
+        return read_manifest((store / name / "manifest.json").read_bytes())
+    except OSError as e:
+        raise BundleError(f"{store / name} holds no bundle: {e.strerror}") from e
+
+
+def unpack(bundle: Bundle, folder: Path, before: str) -> None:
+    """Every file and folder on the disk before this returns. The folder is a new one of ours, so no link can be in it."""
+    files = dict(bundle.files) | {"manifest.json": bundle.manifest.as_bytes(), CAME_AFTER: before.encode("ascii") + b"\n"}
+    folders = {folder, *((folder / path).parent for path in files)}
+    for each in sorted(folders):
+        open_folder(each)
+    for path, content in files.items():
+        with os.fdopen(os.open(folder / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+    for each in sorted(folders, reverse=True):
+        _sync(each)
+
+
+def _switch(store: Path, name: str) -> None:
+    """`current` points to `name` from one moment to the next."""
+    new = store / f"{PARTIAL}.{CURRENT}"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    os.symlink(name, new)
+    new.replace(store / CURRENT)
+    _sync(store)
+
+
+def _clear(store: Path, keep: set[str] | None = None) -> None:
+    """What an interrupted installation left; and with `keep`, every bundle but these."""
+    for entry in store.iterdir():
+        left_over = entry.name.startswith(PARTIAL)
+        spare = keep is not None and entry.is_dir() and not entry.is_symlink() and entry.name not in keep
+        if entry.is_symlink() or entry.is_file():
+            if left_over:
+                entry.unlink()
+        elif left_over or spare:
+            shutil.rmtree(entry)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    handle = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as e:
+        raise BundleError(f"another process is changing {store}; wait for it") from e
+    finally:
+        os.close(handle)
+
+
+# --- proof
+
+
+def proven(folder: Path, test: SelfTest) -> str:
+    """The unpacked bundle on ONNX Runtime: the parity fixture, then the clip through the whole chain. Raises BundleError."""
+    from edge.camera import CameraError, open_camera
+    from edge.clip import RegionError
+    from edge.config import ConfigError, load_config
+    from edge.pipeline import ModelMismatch
+    from edge.runtime import make_pipeline, replay
+    from engines.errors import EngineError
+    from engines.onnxruntime_backend import OnnxRuntimeEngine
+    from engines.parity import load_fixture, verify
+    from engines.sidecar import SidecarError, load
+
+    try:
+        # all of the clip's picture, whatever region the device will look at: so the answer is always the same
+        config = load_config(folder / "physvlm.toml", {"camera.roi": "full"})
+        spec, _ = load(folder / "weights" / "student.json")
+        # INT8 and FP16 run on ONNX Runtime too, where they only show what they lose
+        precisions = [p for p in ("fp32", "fp16", "int8") if p in spec.files]
+        if spec.parity is None or any(p not in spec.tolerances for p in precisions):
+            raise BundleError("it brings no parity fixture for its weights; make it with physvlm-lab quantize first")
+        fixture = load_fixture(spec.parity)
+        for precision in precisions:
+            verify(OnnxRuntimeEngine(spec, precision), fixture, spec.tolerances[precision], f"its student in {precision}")
+        with open_camera(str(folder / test.clip)) as camera:
+            pipeline = make_pipeline(OnnxRuntimeEngine(spec, "fp32"), camera, config)
+            found = replay(camera, pipeline, config, spec.name).summary()
+    except (ConfigError, SidecarError, EngineError, ModelMismatch, CameraError, RegionError) as e:
+        raise BundleError(str(e)) from e
+    return _judged(found, test)
+
+
+def _judged(found: dict[str, float | None], test: SelfTest) -> str:
+    said = []
+    for name, what in (("hr", "heart rate"), ("rr", "breathing rate")):
+        expected, within, least = (getattr(test, f"{name}_{end}") for end in ("per_min", "within_per_min", "shown_at_least"))
+        rate, shown = found[f"{name}_median"], found[f"{name}_shown_fraction"] or 0.0
+        if rate is None or abs(rate - expected) > within or shown < least:
+            got = "no number" if rate is None else f"{rate:.1f} /min"
+            raise BundleError(f"its self-test clip gives a {what} of {got}, shown {100 * shown:.0f} % of the time; expected "
+                              f"{expected:.1f} +- {within:.1f}, shown at least {100 * least:.0f} %")
+        said.append(f"{what} {rate:.1f} (expected {expected:.1f})")
+    return ", ".join(said)
