@@ -52,8 +52,10 @@ $(LAB)/.ready: setup.py
 run: setup
 	@$(VENV)/bin/python -m calibration.demo $(if $(VIDEO),--video "$(VIDEO)")
 
+# In two processes, but for what waits in real time. Exit code 5: ARGS chose tests of the other run.
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not soak and not lab and not alone' $(ARGS) || [ $$? -eq 5 ]
+	$(VENV)/bin/python -m pytest -m 'alone and not soak and not lab' $(ARGS) || [ $$? -eq 5 ]
 
 test-lab: setup-lab
 	$(LAB)/bin/python -m pytest -m lab $(ARGS)

@@ -42,6 +42,7 @@ LAB = [
 TEST = [
     *APPLIANCE,
     "pytest>=8.0",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff==0.17.*",
     "mypy==2.4.*",

@@ -278,7 +278,7 @@ def verdicts(limits: Mapping[str, Limit], figures: Mapping[str, float | None], w
             reason = why.get(name, "not measured")
             out.append(Verdict(name, limit.text, None, False if limit.required else None, reason))
             continue
-        ok = not np.isnan(value) and (value <= limit.max if limit.max is not None else value >= (limit.min or 0.0))
+        ok = value <= limit.max if limit.max is not None else value >= (limit.min or 0.0)  # False for a NaN
         out.append(Verdict(name, limit.text, value, bool(ok), limit.note))
     return out
 

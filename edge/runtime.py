@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +68,10 @@ REOPEN_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 LIVE_SCHEMES = ("usb:", "csi:", "gst:")
 """Sources that may come later; a file that is not there never will."""
+
+OPEN_LOOK_S, OPEN_LIMIT_NS = 0.02, 20_000_000_000
+"""How often a camera that is being opened is looked after, and how long that may take: GStreamer alone waits 5 s for a first
+picture. After it the watchdog is no longer fed, and the supervisor starts the program anew."""
 
 ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
 """More failed inferences than this within the window end the process; the supervisor starts it anew."""
@@ -497,9 +503,34 @@ class Live:
                 time.sleep(min(VITALS_PERIOD_NS, max(0, until_ns - self._clock_ns())) / 1e9)
             attempt += 1
             try:
-                return self._opener(self._config.camera.source, True)
+                return self._opened_meanwhile(pipeline, voice)
             except CameraError as e:
                 log.warning("camera not back yet (attempt %d): %s", attempt, e)
+        return None
+
+    def _opened_meanwhile(self, pipeline: Pipeline | None, voice: Transmitter) -> Camera | None:
+        """The camera, opened by a thread of its own: a driver may hold that for seconds, and the display must go on hearing
+        NO CAMERA. None when asked to stop. A driver that never lets go ends with the watchdog. Raises CameraError."""
+        opened: Future[Camera] = Future()
+
+        def work() -> None:
+            try:
+                opened.set_result(self._opener(self._config.camera.source, True))
+            except BaseException as e:  # noqa: BLE001 - carried into the loop, whatever it is
+                opened.set_exception(e)
+
+        begun_ns = due_ns = self._clock_ns()
+        threading.Thread(target=work, name="open-camera", daemon=True).start()
+        while not self._stop():
+            wait((opened,), OPEN_LOOK_S)
+            if opened.done():
+                return opened.result()
+            now_ns = self._clock_ns()
+            if now_ns >= due_ns:
+                due_ns = now_ns + VITALS_PERIOD_NS
+                if now_ns - begun_ns < OPEN_LIMIT_NS:
+                    self._watchdog.no_camera()
+                self._say(pipeline, voice, frozenset({Reason.NO_CAMERA}))
         return None
 
 

@@ -24,6 +24,8 @@ from firmware_bridge.port import LinkError, PortMissing, PortTaken, open_pty
 from firmware_bridge.schema import NO_RATE, Channel, MessageType, VitalState
 from firmware_bridge.transmitter import FileLink, Transmitter
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 STATUS = Status(1, 2, 3, 0, 0, 0, 0, 0, 9, NO_RATE, NO_RATE, 0)
 
 

@@ -21,6 +21,8 @@ from tests.relay import Clock
 from tests.test_runtime import World, shows, vitals_of, wire_config
 from tests.test_runtime import sent as sent_of
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 TICK_MS = 100
 
 

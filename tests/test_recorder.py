@@ -30,6 +30,7 @@ from firmware_bridge.recording import Recording
 from firmware_bridge.schema import NO_RATE
 from tests.fake_engine import FakeEngine
 from tests.test_runtime import World
+from tests.videos import grey_steps, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 1 << 20
@@ -118,6 +119,21 @@ def test_a_state_is_kept_when_it_changes_and_trouble_with_its_words(tmp_path, mo
     assert ("camera", "LOST", "unplugged") in said and ("PR", "FAULT", "NO_CAMERA") in said
     pr = [entry for entry in said if entry[0] == "PR"]
     assert all(a != b for a, b in zip(pr, pr[1:], strict=False)) and ("PR", "VALID", "NONE") in pr
+
+
+def test_the_command_keeps_a_run_and_the_configuration_may_ask_for_it(tmp_path, monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    clip = write_video(tmp_path / "c.avi", grey_steps(45))
+    (tmp_path / "c.toml").write_text(f'[record]\nfolder = "{tmp_path / "kept"}"\nmax_mb = 16\n')
+    assert main(["run", "--config", str(tmp_path / "c.toml"), "--source", str(clip)]) == 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    session = sessions(tmp_path / "kept")[-1]
+    facts = json.loads((session / "session.json").read_text())
+    assert facts["source"] == str(clip) and facts["began_monotonic_ns"] > 0 and facts["pictures"] is False
+    readings, _ = read_stream(session, "readings")
+    assert len(readings) >= 3 and len(list(wire_steps(session))) >= 4
+    assert main(["run", "--record", str(tmp_path / "kept"), "--record-max-mb", "1", "--source", str(clip)]) == 2
 
 
 def test_what_was_withheld_from_the_display_is_no_reading(tmp_path):

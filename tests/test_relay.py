@@ -22,6 +22,8 @@ from firmware_bridge.schema import NO_RATE, Channel, MessageType, ScreenMode, Vi
 from firmware_bridge.transmitter import HELLO_INTERVAL_S, Transmitter
 from tests.relay import Clock, Line, LinePort, Relay
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 TICK_S = 0.02
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -248,6 +250,18 @@ def test_the_appliance_reads_and_says_bye(monkeypatch, tmp_path):
     assert len(world.hops) in (21, 22)
 
 
+def test_a_new_reading_leaves_at_once_and_the_pace_stays_two_a_second(monkeypatch, tmp_path):
+    world = World(monkeypatch, [(0.3, 100)], silent=True, stop_s=20.0)  # hops fall between the half seconds
+    world.there = lambda: True  # it opens before it gives pictures
+    messages = run(world, tmp_path)
+    said_s = np.array([t for t, m, _ in messages if isinstance(m, Vitals)])
+    for hop in world.hops[2:-1]:
+        wait_s = said_s - (hop.reading.t_ns - world.zero_ns) / 1e9
+        assert wait_s[wait_s > -0.002].min() < 0.08  # two frames: the one that completes the grid, and the loop's turn
+    steps = np.diff(said_s[6:])
+    assert steps.max() < 0.56 and 38 <= said_s.size <= 44
+
+
 def test_a_lost_camera_is_said_within_three_seconds_and_taken_up_again(monkeypatch, tmp_path):
     world = World(monkeypatch, [(0, 14), (21, 100)], stop_s=40.0)
     messages = run(world, tmp_path)
@@ -339,6 +353,39 @@ def test_a_camera_lost_while_the_loop_was_busy_is_opened_again(tmp_path, monkeyp
     assert Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener).run() == 6
     assert opened == cameras and lost.closed
     assert any(m.tech & Tech.NO_CAMERA for _, m, _ in sent(tmp_path, Vitals))
+
+
+def test_the_display_hears_no_camera_while_a_driver_takes_its_time_to_open_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "REOPEN_S", (0.01,))
+    cameras = [FakeCamera(frames(at_fps(30, 0.1)), error=CameraLost("unplugged")),
+               FakeCamera(frames(at_fps(30, 0.1, start_s=1.0)))]
+    opened = []
+
+    def opener(*_):
+        if opened:
+            time.sleep(1.7)
+        opened.append(cameras[len(opened)])
+        return opened[-1]
+
+    assert Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener).run() == 6
+    said = [t for t, m, _ in sent(tmp_path, Vitals) if m.tech & Tech.NO_CAMERA]
+    assert len(said) >= 3 and max(np.diff(said)) < 1.0
+
+
+def test_a_stop_does_not_wait_for_a_driver_that_never_lets_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "REOPEN_S", (0.01,))
+    held, opened, begun_s = threading.Event(), [], time.monotonic()
+
+    def opener(*_):
+        if opened:
+            held.wait(30)
+        opened.append(FakeCamera(frames(at_fps(30, 0.1)), error=CameraLost("unplugged")))
+        return opened[-1]
+
+    live = Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener, stop=lambda: time.monotonic() - begun_s > 1.0)
+    live.run()
+    held.set()
+    assert time.monotonic() - begun_s < 5
 
 
 def test_a_crashed_capture_thread_is_a_crash_and_not_an_end(tmp_path, monkeypatch):

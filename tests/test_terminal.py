@@ -32,6 +32,8 @@ from firmware_bridge.rules import DisplayRules
 from firmware_bridge.schema import NO_AGE, NO_RATE, Channel, Flags, ScreenMode, Tech, VitalState
 from firmware_bridge.transmitter import FileLink, Transmitter
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 SHOWN = Vitals(1432, 418, VitalState.VALID, VitalState.VALID, 88, 75, 3, 5, 8, 16)
 VALID, QUESTIONABLE = VitalState.VALID, VitalState.QUESTIONABLE
 BAD = b"\0\x05broken\0"

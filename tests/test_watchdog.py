@@ -29,6 +29,8 @@ from tests.supervised import Supervisor, until
 from tests.test_runtime import World
 from tests.videos import write_video
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 ROOT = Path(__file__).resolve().parents[1]
 MS = 1_000_000
 

@@ -14,6 +14,8 @@ from firmware_bridge.schema import NO_RATE
 from tests.devtools import Browser, Tab, browser_path
 from tests.wire_bench import Served
 
+pytestmark = pytest.mark.alone  # waits and timeouts in real time
+
 SHOWS_A_NUMBER = "/PR camera \\d+/.test(glass.getAttribute('aria-label'))"
 # [name of what is on the canvas, its pixels as base64 of RGB], read at one moment
 CANVAS = """(() => {
