@@ -234,7 +234,7 @@ def test_run_plays_a_file_to_a_port_that_is_its_own(capsys, clip, tmp_path):
     assert code == OK and "BYE" in out
 
 
-@pytest.mark.parametrize("args", [["--port", "/dev/none0"], ["--source", "usb:none"], ["--source", "csi:0"]])
+@pytest.mark.parametrize("args", [["--port", "/dev/none0"], ["--source", "usb:none"], ["--source", "csi:none"]])
 def test_run_without_port_or_camera_is_refused(capsys, clip, args):
     code, _, err = here(capsys, "run", *([] if "--source" in args else ["--source", clip]), *args)
     assert code == USAGE and args[1].rpartition(":")[2] in err
