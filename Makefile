@@ -35,6 +35,10 @@ define venv
 @[ -x $(1)/bin/pip ] || { echo "making $(1)"; $(PYTHON) -m venv $(1); }
 endef
 
+# $(call reachable,URL): pip's option for that index, nothing where it does not answer: pip would ask it five times a package.
+reachable = $(if $(1),$(shell $(PYTHON) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)' \
+	$(1)/torch/ 2>/dev/null && echo --extra-index-url $(1)))
+
 $(VENV)/.ready: setup.py
 	$(call venv,$(VENV))
 	@echo "installing the runtime and the test tools into $(VENV) (about 200 MB to download, no torch) ..."
@@ -44,7 +48,7 @@ $(VENV)/.ready: setup.py
 $(LAB)/.ready: setup.py
 	$(call venv,$(LAB))
 	@echo "installing torch into $(LAB) ..."
-	@$(LAB)/bin/pip install $(PIP_FLAGS) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==2.13.*'
+	@$(LAB)/bin/pip install $(PIP_FLAGS) $(call reachable,$(TORCH_INDEX)) 'torch==2.13.*'
 	@echo "installing the lab into $(LAB) ..."
 	@$(LAB)/bin/pip install $(PIP_FLAGS) -e '.[cpu,lab,test]'
 	@touch $@

@@ -124,6 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge.camera import CameraError
     from edge.clip import RegionError
     from edge.config import ConfigError, flag_overrides, load_config
+    from edge.memory import one_arena
     from edge.pipeline import ModelMismatch
     from edge.runtime import Live, RuntimeFault, make_engine
     from edge.watchdog import Watchdog
@@ -140,6 +141,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, flag_overrides(args))
         _log_to_stderr(config.log.level)
+        one_arena()
         watchdog = Watchdog(os.environ.get("NOTIFY_SOCKET"))
         engine, product = make_engine(config, watchdog.starting)
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -124,7 +124,7 @@ def measure(args: argparse.Namespace, config: Config, machine: Mapping[str, Any]
     spec, _ = load(Path(config.model.weights) / DEFAULT_WEIGHTS.name if config.model.weights else DEFAULT_WEIGHTS)
     kept = _cache(config)
     began = datetime.now(timezone.utc)
-    live_clip = args.video or clips.rendered(kept, "live", clips.LIVE, _tell)
+    live_clip = args.video or clips.as_mjpeg(clips.rendered(kept, "live", clips.LIVE, _tell), _tell)
     settings = _settings(config)
     total_s = 60 * args.minutes if args.minutes is not None else 0.0
     plan = args.faults if args.faults is not None else (None if args.minutes is not None else [])
@@ -222,12 +222,12 @@ def _series(log: Log, truth: Truth) -> dict[str, Any]:
     seconds = [line for line in log.seconds if line["process"] == 0]
     rates = [((b["t"] - zero_ns) / 1e9, (b["frames"] - a["frames"]) / (b["t"] - a["t"]) * 1e9,
               100 * (b["loop_cpu_s"] - a["loop_cpu_s"]) / (b["t"] - a["t"]) * 1e9)
-             for a, b in zip(seconds, seconds[1:], strict=False) if b["t"] > a["t"]]
+             for a, b in zip(seconds, seconds[1:], strict=False) if b["t"] - a["t"] > 0.7e9]
     def rate(x10: int | None) -> float | None:
         return None if x10 is None else x10 / 10
 
     glass = [((each.t_ms * 1_000_000 - zero_ns) / 1e9, rate(each.pr_x10), rate(each.rr_x10)) for each in log.shown]
-    return {"rss": _thin([((t - zero_ns) / 1e9, round(load.rss_mb, 2)) for t, number, load in log.loads]),
+    return {"rss": _memory(log),
             "fps": _thin([(t, round(fps, 2)) for t, fps, _ in rates]), "cpu": _thin([(t, round(c, 2)) for t, _, c in rates]),
             "latency": _thin([(t, round(ms, 2)) for t, ms in figures.camera_to_wire_ms(log)]),
             "glass": [[round(t, 2), pr, rr] for t, pr, rr in glass[:: max(1, len(glass) // (4 * SERIES))]],
@@ -236,6 +236,18 @@ def _series(log: Log, truth: Truth) -> dict[str, Any]:
                         "end": round((f.end_ms * 1_000_000 - zero_ns) / 1e9, 2),
                         "over": round((f.over_ms * 1_000_000 - zero_ns) / 1e9, 2)} for f in log.faults],
             "quiet_end": round((log.quiet_end_ns - zero_ns) / 1e9, 1)}
+
+
+def _memory(log: Log) -> list[list[float | None]]:
+    """MB; None where one process ended and the next began."""
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for t_ns, number, weight in log.loads:
+        lines.setdefault(number, []).append(((t_ns - log.first_ns[0]) / 1e9, round(weight.rss_mb, 2)))
+    out: list[list[float | None]] = []
+    for line in lines.values():
+        out.extend([t, mb] for t, mb in _thin(line))
+        out.append([line[-1][0], None])
+    return out
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[list[float]]:

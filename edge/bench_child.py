@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edge.camera import Camera, CameraError, CameraLost, open_camera
 from edge.config import load_config
+from edge.memory import one_arena
 from edge.pipeline import Engine, Hop, Stages
 from edge.recorder import Recorder
 from edge.records import Frame, Reading
@@ -200,7 +201,7 @@ class Probe(Tap):
         self._seq, self._frame_ns = frame.seq, frame.t_ns
         self._waits_ms.append(round((now_ns - frame.t_ns) / 1e6, 3))
         if now_ns >= self._due_ns:
-            self._due_ns += int(REPORT_S * 1e9)
+            self._due_ns = max(self._due_ns + int(REPORT_S * 1e9), now_ns)
             self._report(now_ns)
 
     def hop(self, hop: Hop, now_ns: int) -> None:
@@ -243,6 +244,7 @@ class _Sent:
 
 def main(spec: dict[str, Any]) -> int:
     """spec: {"config": overrides for load_config, "clip": path, "record": folder or ""}. 1 after a fault, as `physvlm run`."""
+    one_arena()  # as `physvlm run` does
     logging.basicConfig(stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = load_config(None, spec["config"])
     faults, stages, stop = Faults(), TimedStages(), threading.Event()

@@ -95,6 +95,29 @@ def rendered(folder: Path, name: str, scene: Sequence[str], tell: Callable[[str]
     return path
 
 
+def as_mjpeg(clip: Path, tell: Callable[[str], None]) -> Path:
+    """The clip as a web camera would give it, beside it with its truth: decoding FFV1 live would cost more than the chain."""
+    path = clip.with_name(f"{clip.stem}-mjpeg.avi")
+    if not path.exists():
+        tell(f"encoding {path.name}")
+        source = cv2.VideoCapture(str(clip), cv2.CAP_FFMPEG)
+        size = int(source.get(cv2.CAP_PROP_FRAME_WIDTH)), int(source.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        partial = path.with_name(f"partial-{path.name}")
+        sink = cv2.VideoWriter(str(partial), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter.fourcc(*"MJPG"),
+                               source.get(cv2.CAP_PROP_FPS), size)
+        sink.set(cv2.VIDEOWRITER_PROP_QUALITY, 95)
+        while True:
+            ok, picture = source.read()
+            if not ok:
+                break
+            sink.write(picture)
+        source.release()
+        sink.release()
+        path.with_suffix(".json").write_text(clip.with_suffix(".json").read_text())
+        partial.replace(path)
+    return path
+
+
 def as_h264(clip: Path, tell: Callable[[str], None]) -> Path | None:
     """The clip as H.264, beside it; None where no encoder is installed (a device has none)."""
     path = clip.with_suffix(".mp4")

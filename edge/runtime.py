@@ -27,6 +27,7 @@ from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_cam
 from edge.clip import Region
 from edge.config import Config
 from edge.gate import Gate
+from edge.memory import Tidy
 from edge.pipeline import HOP_S, Engine, Hop, Pipeline, Stages
 from edge.records import Frame, Reading, Reason, Waveform
 from edge.vitals import PROFILES
@@ -350,6 +351,7 @@ class Live:
         self._trouble: frozenset[Reason] = frozenset()
         self._said = ""
         self._traces = Traces()
+        self._tidy = Tidy()
         self.frames = 0
 
     def run(self) -> int:
@@ -417,6 +419,7 @@ class Live:
                 if now_ns >= due_ns:
                     due_ns = self._next_due_ns(due_ns, now_ns)
                     self._say(pipeline, voice, _silence(now_ns - last_frame_ns) | self._trouble)
+                    self._tidy.look(now_ns)
                 else:
                     voice.poll()
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import pytest
 from edge import bench, bench_figures
 from edge.__main__ import main
 from edge.bench_child import LATE_NS, FailingEngine, Faults, LoopedClip, TimedStages
-from edge.bench_clips import ClipError, Truth, compare, score, truth_of
+from edge.bench_clips import ClipError, Truth, as_mjpeg, compare, score, truth_of
 from edge.bench_figures import (
     FIGURES,
     LimitError,
@@ -39,7 +40,8 @@ from edge.bench_glass import Glass, Sent, Shown, first_with, off_truth, wrong_sh
 from edge.bench_machine import differences, facts, load_of, parse_tegrastats, read_board, slope_per_h
 from edge.bench_report import html, junit
 from edge.bench_run import FAULTS, Fault, Log, _until, conduct
-from edge.camera import CameraLost
+from edge.camera import CameraLost, open_camera
+from edge.memory import TIDY_NS, Tidy
 from engines.errors import EngineError
 from firmware_bridge.frame import Sender
 from firmware_bridge.link import Link
@@ -350,6 +352,34 @@ def test_the_truth_of_a_clip_is_read(tmp_path, text, known, hr):
     (tmp_path / "c.json").write_text(text)
     truth = truth_of(tmp_path / "c.avi")
     assert truth.known == known and truth.steady("hr") == hr
+
+
+def test_a_clip_becomes_what_a_web_camera_gives_with_its_truth(tmp_path):
+    still = textured()
+    pictures = [picture(still, i / 30, 150.0, 45.0) for i in range(12)]
+    clip = write_video(tmp_path / "c.avi", pictures)
+    clip.with_suffix(".json").write_text('{"hr_per_min": 150, "rr_per_min": 45}')
+    made = as_mjpeg(clip, lambda text: None)
+    with open_camera(str(made)) as camera:
+        frames = list(camera)
+    assert [round(f.t_ns / 1e6) for f in frames] == [round(1000 * i / 30) for i in range(12)]
+    assert np.abs(frames[7].bgr.mean(axis=(0, 1)) - pictures[7].mean(axis=(0, 1))).max() < 1.0
+    assert truth_of(made).steady("hr") == 150.0
+
+
+def test_a_long_run_keeps_its_memory_tidy_and_cheaply():
+    kept = [tuple(range(n % 12)) for n in range(10)]  # free lists are filled by what was built of generators
+    for _ in range(20_000):
+        tuple(n for n in range(7))
+    tidy, before = Tidy(), sys.getallocatedblocks()
+    tidy.look(0)
+    assert sys.getallocatedblocks() >= before - 100  # nothing yet: it comes after a minute
+    tidy.look(TIDY_NS)
+    assert sys.getallocatedblocks() < before - 1000 and len(kept) == 10
+    start = time.perf_counter()
+    tidy.look(2 * TIDY_NS)
+    assert time.perf_counter() - start < 0.02
+    gc.unfreeze()
 
 
 def test_a_truth_that_is_none_is_refused(tmp_path):
