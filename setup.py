@@ -68,7 +68,7 @@ setup(
                  for tail in ("", ".*")]
     ),
     package_data={"engines": ["weights/*.onnx", "weights/*.json", "weights/*.jsonl", "weights/*.npz"],
-                  "edge": ["kernels/*.cu", "limits.toml", "appliance/files/*"], "calibration": ["*.json"],
+                  "edge": ["kernels/*.cu", "wall_clock.c", "limits.toml", "appliance/files/*"], "calibration": ["*.json"],
                   "firmware_bridge": ["PROTOCOL.md", "wire.toml", "page.html", "display/*.c", "display/*.h", "display/*.py"]},
     install_requires=RUNTIME,
     extras_require={"cpu": CPU, "jetson": JETSON, "appliance": APPLIANCE, "lab": LAB, "test": TEST},

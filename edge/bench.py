@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -27,11 +28,14 @@ from edge.bench_run import FAULTS, Log, RunError, conduct
 from edge.config import KEYS, Config, ConfigError, flag_overrides, load_config
 from engines.files import write_whole
 from engines.sidecar import DEFAULT_WEIGHTS, SidecarError, load
+from firmware_bridge.core import CoreError
 
 FORMAT, KIND = 1, "physvlm-bench"
 DEFAULT_LIMITS = Path(__file__).with_name("limits.toml")
 QUIET_S = 75.0
 """Without --minutes; with it, as much of the run at least."""
+HELD = [name for name, hold_s in FAULTS.items() if hold_s]
+LEAST_S, MOST_S = 4.0, 600.0
 SERIES = 400
 """Points of a plotted line that are kept."""
 CONFIG_KEYS = ("camera.roi", "model.backend", "model.precision", "model.weights", "model.engine_cache", "vitals.profile")
@@ -46,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", nargs="?", type=Path, metavar="VIDEO",
                         help="clip for the live run, with its truth in VIDEO.json (default: a rendered newborn)")
     parser.add_argument("--minutes", type=float, metavar="N", help="soak so long, with faults on schedule")
-    parser.add_argument("--faults", type=_plan, metavar="KIND:N,...",
-                        help=f"these faults instead, however long it takes: {', '.join(FAULTS)}")
+    parser.add_argument("--faults", type=_plan, metavar="KIND:N@S,...",
+                        help=f"these faults instead, N times, held for S seconds, however long it takes: {', '.join(FAULTS)}")
     parser.add_argument("--clips", type=Path, metavar="DIR", help="reference clips with JSON truths (default: rendered ones)")
     parser.add_argument("--h264", type=Path, metavar="CLIP", help="file for the cost of decoding (default: encoded here)")
     parser.add_argument("--limits", type=Path, default=DEFAULT_LIMITS, metavar="TOML", help="default: the shipped ones")
@@ -58,14 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{kind}", type=Path, metavar="OUT", help=what)
 
 
-def _plan(text: str) -> list[str]:
-    """"camera_unplug:3,display_unplug" -> the names, in turn."""
-    plan: list[str] = []
+def _plan(text: str) -> list[tuple[str, float]]:
+    """"camera_unplug:3,process_stop@30" -> names and seconds held, in turn."""
+    plan: list[tuple[str, float]] = []
     for part in text.split(","):
-        name, _, count = part.strip().partition(":")
-        if name not in FAULTS or not (count or "1").isdigit():
-            raise argparse.ArgumentTypeError(f"{part!r}: expected KIND or KIND:N, KIND one of {', '.join(FAULTS)}")
-        plan += [name] * int(count or 1)
+        found = re.fullmatch(r"\s*(\w+)(?::(\d+))?(?:@(\d+(?:\.\d+)?))?\s*", part)
+        if found is None or found[1] not in FAULTS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r}: expected KIND, KIND:N, KIND@S or KIND:N@S (N times, S seconds), KIND one of {', '.join(FAULTS)}")
+        hold_s = float(found[3] or FAULTS[found[1]])
+        if found[1] in HELD and not LEAST_S <= hold_s <= MOST_S:
+            raise argparse.ArgumentTypeError(f"{part!r}: expected it held for {LEAST_S:g} to {MOST_S:g} s (the display blanks "
+                                             "3 s after the last message, so a shorter one need not be seen)")
+        plan += [(found[1], hold_s)] * int(found[2] or 1)
     return plan
 
 
@@ -84,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
             if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
                 raise ConfigError(f"{out}: expected a file in a folder that exists")
         result = measure(args, config, machine)
-    except (ConfigError, LimitError, OtherMachine, ClipError, SidecarError) as e:
+    except (ConfigError, LimitError, OtherMachine, ClipError, SidecarError, CoreError) as e:
         print(f"physvlm bench: {e}", file=sys.stderr)
         return 2
     except RunError as e:

@@ -7,6 +7,7 @@ stdin takes one command a line (see Faults.obey). stdout gives one JSON object a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -53,25 +54,30 @@ class Faults:
     """What is wrong with the world just now. Commands come from a thread, the rest of the process asks."""
 
     def __init__(self) -> None:
-        self._until_ns = {"stall": 0, "unplug": 0, "disk": 0}
+        self._until_ns = {"stall": 0, "unplug": 0, "disk": 0, "readonly": 0, "memory": 0}
         self._failures, self._words = 0, ""
-        self._soft_limit, self._hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        sys.addaudithook(self._read_only)
 
     def obey(self, line: str) -> None:
-        """"stall S", "unplug S", "disk S": for S seconds; "engine N WORDS": the next N inferences fail."""
+        """"stall S", unplug, disk, readonly, memory alike: for S seconds; "engine N WORDS": the next N inferences fail."""
         name, _, rest = line.strip().partition(" ")
         if name == "engine":
             count, _, self._words = rest.partition(" ")
             self._failures = int(count)
             return
         self._until_ns[name] = time.monotonic_ns() + int(float(rest) * 1e9)
-        if name == "disk":
+        if name in ("disk", "readonly"):
             # no file of this process may grow: what a full disk does, without filling one
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._hard_limit))
-            threading.Timer(float(rest), self._room_again).start()
+            _limit(resource.RLIMIT_FSIZE, 0, float(rest))
+        elif name == "memory":
+            _limit(resource.RLIMIT_AS, 1, float(rest))  # not a page more than now
 
-    def _room_again(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self._soft_limit, self._hard_limit))
+    def _read_only(self, event: str, args: tuple[Any, ...]) -> None:
+        """An audit hook, which may refuse: on a read-only disk nothing is opened for writing, made, moved or removed."""
+        changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink") or (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0)
+        if changes and self.holds("readonly") and not str(args[0]).startswith("/dev/"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(args[0]))
 
     def holds(self, name: str) -> bool:
         return time.monotonic_ns() < self._until_ns[name]
@@ -80,6 +86,13 @@ class Faults:
         if self._failures > 0:
             self._failures -= 1
             raise EngineError(self._words or "told to fail")
+
+
+def _limit(what: int, size: int, seconds: float) -> None:
+    soft, hard = resource.getrlimit(what)
+    timer = threading.Timer(seconds, resource.setrlimit, (what, (soft, hard)))
+    timer.start()  # first: with no memory to have there would be no thread either
+    resource.setrlimit(what, (size, hard))
 
 
 class LoopedClip(Camera):
@@ -219,7 +232,8 @@ class Probe(Tap):
     def _report(self, now_ns: int) -> None:
         kept, lost = (self._recorder.kept, self._recorder.lost) if self._recorder else (0, 0)
         emit(k="second", t=now_ns, frames=self._frames, missed=self._missed, loop_cpu_s=round(time.thread_time(), 4),
-             cpu_s=round(time.process_time(), 4), wait_ms=self._waits_ms, stages=self._stages.take(), kept=kept, lost=lost)
+             cpu_s=round(time.process_time(), 4), wall=round(time.time(), 1),
+             wait_ms=self._waits_ms, stages=self._stages.take(), kept=kept, lost=lost)
         self._waits_ms = []
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from firmware_bridge.frame import Decoder, Sender
@@ -198,10 +200,10 @@ def first_with(shown: Sequence[Shown], what: str, from_ms: int) -> int | None:
     def fits(each: Shown) -> bool:
         return {"number": each.has_number, "both": each.has_both, "none": not each.has_number}[what]
 
-    before = [each for each in shown if each.t_ms <= from_ms]
-    if before and fits(before[-1]):
+    after = bisect_right(shown, from_ms, key=lambda each: each.t_ms)
+    if after and fits(shown[after - 1]):
         return 0
-    return next((each.t_ms - from_ms for each in shown if each.t_ms > from_ms and fits(each)), None)
+    return next((each.t_ms - from_ms for each in islice(shown, after, None) if fits(each)), None)
 
 
 def _text(x10: int | None) -> str:

@@ -149,8 +149,8 @@ def _faults(result: Mapping[str, Any]) -> str:
             ("both back after s", "n"), ("not recovered", "n"), ("wrong shown", "n"), "the display said"]
     return ("<section><h2>Faults injected</h2>" + _table(head, rows)
             + "<div class=sub>Seconds: median / worst. Right: from the fault's begin until the glass holds no "
-            "number (disk_full: the numbers stay, and back is the recorder). Back: from its end until the numbers stand again."
-            "</div></section>")
+            "number (full or read-only disk, clock: the numbers stay, and back is the recorder). Back: from its end until the "
+            "numbers stand again.</div></section>")
 
 
 def _wrong(result: Mapping[str, Any]) -> str:

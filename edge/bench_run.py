@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from edge.bench_glass import Glass, Sent, Shown, decode_vitals, first_with
 from edge.bench_machine import Board, BoardWatch, Load, load_of
+from firmware_bridge.core import build
 
 RESTART_S = 1.0
 SETTLED_S = 2.0
@@ -28,13 +30,18 @@ RIGHT_LIMIT_S, RECOVERY_LIMIT_S = 10.0, 90.0
 """Later than this a fault counts as not seen, as not recovered from."""
 
 FAULTS: dict[str, float] = {"camera_unplug": 4.0, "camera_stall": 4.0, "display_unplug": 4.0, "engine_error": 0.0,
-                            "disk_full": 5.0, "process_stop": 8.0, "engine_memory": 0.0, "process_kill": 0.0}
-"""Fault -> seconds that it is held."""
+                            "disk_full": 5.0, "disk_read_only": 5.0, "clock_step": 8.0, "process_stop": 8.0,
+                            "memory_full": 5.0, "engine_memory": 0.0, "process_kill": 0.0}
+"""Fault -> seconds that it is held, unless a plan says otherwise."""
 
-ENDS_PROCESS = ("process_stop", "engine_memory", "process_kill")
+ENDS_PROCESS = ("process_stop", "memory_full", "engine_memory", "process_kill")
 """Last in a run: memory can only be judged over one process."""
 
 CAMERA_FAULTS = ("camera_unplug", "camera_stall")
+KEEPS_NUMBERS = ("disk_full", "disk_read_only", "clock_step")
+"""Nothing may happen on the glass; the recorder has to come back."""
+
+CLOCK_STEP_S = 3600
 
 
 class RunError(RuntimeError):
@@ -86,12 +93,28 @@ class Log:
     stderr: str = ""
 
 
+class WallClock:
+    """The wall clock as the appliance sees it; every other clock stays the machine's. Raises CoreError without a compiler."""
+
+    def __init__(self, folder: Path) -> None:
+        self._library = build([Path(__file__).with_name("wall_clock.c")], "wall_clock")
+        self._file = folder / "wall-clock"
+        self._file.write_bytes(bytes(8))
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LD_PRELOAD": str(self._library), "PHYSVLM_WALL_CLOCK": str(self._file)}
+
+    def step(self, seconds: int) -> None:
+        with self._file.open("r+b") as file:
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
 class Appliance:
     """The process under test, started again when it dies."""
 
-    def __init__(self, spec: Mapping[str, Any], log: Log, stderr: Path) -> None:
+    def __init__(self, spec: Mapping[str, Any], log: Log, stderr: Path, environment: Mapping[str, str] | None = None) -> None:
         self._command = [sys.executable, "-m", "edge.bench_child", json.dumps(spec)]
-        self._log, self._stderr = log, stderr
+        self._log, self._stderr, self._environment = log, stderr, environment
         self._stopping = threading.Event()
         self._process: subprocess.Popen[str] | None = None
 
@@ -129,7 +152,7 @@ class Appliance:
         self._log.spawned_ns.append(time.monotonic_ns())
         with self._stderr.open("a") as sink:
             self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink,
-                                             text=True)
+                                             text=True, env=self._environment)
         threading.Thread(target=self._listen, args=(self._process.stdout, number), name="ear", daemon=True).start()
 
     def _keep(self) -> None:
@@ -171,16 +194,19 @@ class Appliance:
                 {"hop": log.hops, "second": log.seconds, "event": log.events}[kind].append(line)
 
 
-def conduct(clip: Path, config: Mapping[str, Any], folder: Path, quiet_s: float, plan: Sequence[str] | None, total_s: float,
-            tell: Callable[[str], None]) -> Log:
+def conduct(clip: Path, config: Mapping[str, Any], folder: Path, quiet_s: float, plan: Sequence[tuple[str, float]] | None,
+            total_s: float, tell: Callable[[str], None]) -> Log:
     """quiet_s without a fault, then faults: those planned, or as many as fit until total_s. Raises RunError.
 
-    folder: for the pty's name, the appliance's stderr and its recording. tell: progress, a line at a time.
+    plan: names with the seconds that each is held. folder: for the pty's name, the appliance's stderr and its recording.
+    tell: progress, a line at a time.
     """
     log, link, stderr = Log(), folder / "display", folder / "stderr.log"
     spec = {"config": {**config, "camera.source": str(clip), "serial.port": str(link), "serial.demo": True},
             "record": str(folder / "recording")}
-    with Glass(link) as glass, BoardWatch() as board, Appliance(spec, log, stderr) as appliance:
+    clock = WallClock(folder) if plan is not None and any(name == "clock_step" for name, _ in plan) else None
+    with Glass(link) as glass, BoardWatch() as board, Appliance(
+            spec, log, stderr, clock.environment() if clock else None) as appliance:
         log.shown, log.board = glass.shown, board.samples
         start_s = time.monotonic()
         try:
@@ -188,8 +214,8 @@ def conduct(clip: Path, config: Mapping[str, Any], folder: Path, quiet_s: float,
             tell(f"first frame after {(log.first_ns[0] - log.spawned_ns[0]) / 1e9:.2f} s; {quiet_s:.0f} s without faults")
             time.sleep(max(0.0, quiet_s - (time.monotonic() - start_s)))
             log.quiet_end_ns, log.lost, log.bad = time.monotonic_ns(), glass.lost, glass.bad
-            for name in plan if plan is not None else _until(start_s + total_s):
-                log.faults.append(_inject(name, appliance, glass, log))
+            for name, hold_s in plan if plan is not None else _until(start_s + total_s):
+                log.faults.append(_inject(name, hold_s, appliance, glass, log, clock))
                 tell(_in_words(len(log.faults), log.faults[-1]))
             time.sleep(max(0.0, total_s - (time.monotonic() - start_s)))
         except RunError as e:
@@ -199,37 +225,43 @@ def conduct(clip: Path, config: Mapping[str, Any], folder: Path, quiet_s: float,
     return log
 
 
-def _until(end_s: float) -> list[str]:
-    """Fault names for the time that is left: the gentle ones in turn, at last each of those that end the process."""
+def _until(end_s: float) -> list[tuple[str, float]]:
+    """Faults for the time that is left: the gentle ones in turn, at last each of those that end the process.
+
+    Not the clock's steps: what makes them costs time at every look at a clock.
+    """
     left_s = end_s - time.monotonic()
-    cost_s = {name: hold_s + 22.0 for name, hold_s in FAULTS.items()}
+    cost_s = {name: hold_s + 22.0 for name, hold_s in FAULTS.items() if name != "clock_step"}
     last = [name for name in ENDS_PROCESS if left_s > 60] if left_s > 150 else []
     left_s -= sum(cost_s[name] for name in last)
-    gentle = [name for name in FAULTS if name not in ENDS_PROCESS]
+    gentle = [name for name in cost_s if name not in ENDS_PROCESS]
     plan: list[str] = []
     while left_s > cost_s[gentle[len(plan) % len(gentle)]]:
         plan.append(gentle[len(plan) % len(gentle)])
         left_s -= cost_s[plan[-1]]
-    return [*plan, *last]
+    return [(name, FAULTS[name]) for name in (*plan, *last)]
 
 
-def _inject(name: str, appliance: Appliance, glass: Glass, log: Log) -> Fault:
+def _inject(name: str, hold_s: float, appliance: Appliance, glass: Glass, log: Log, clock: WallClock | None) -> Fault:
     """Waits for a glass with both numbers, does it, waits for both again."""
     _await(lambda: _settled(glass), RECOVERY_LIMIT_S, f"no two numbers on the glass before {name}")
-    hold_s = FAULTS[name]
     begin_ms = _now_ms()
     if name == "display_unplug":
         glass.unplug(hold_s)
     elif name in ("process_stop", "process_kill"):
         appliance.signal(signal.SIGSTOP if name == "process_stop" else signal.SIGKILL)
-    else:
+    elif name != "clock_step":
         appliance.tell({"camera_unplug": f"unplug {hold_s}", "camera_stall": f"stall {hold_s}", "disk_full": f"disk {hold_s}",
+                        "disk_read_only": f"readonly {hold_s}", "memory_full": f"memory {hold_s}",
                         "engine_error": "engine 1 told to fail", "engine_memory": "engine 20 out of memory"}[name])
-    time.sleep(hold_s)
+    if clock is not None and name == "clock_step":
+        _step(clock, hold_s, log)
+    else:
+        time.sleep(hold_s)
     end_ms = _now_ms()
     if name == "process_stop":
         appliance.signal(signal.SIGCONT)
-    if name == "disk_full":  # nothing may happen on the glass; the recorder has to come back
+    if name in KEEPS_NUMBERS:
         _await_softly(lambda: _records_again(log, end_ms), 60.0)
         back_ms = _now_ms() - end_ms if _records_again(log, end_ms) else None
         blank = first_with(glass.shown, "none", begin_ms)
@@ -237,11 +269,23 @@ def _inject(name: str, appliance: Appliance, glass: Glass, log: Log) -> Fault:
         return Fault(name, begin_ms, end_ms, right, 0 if right == 0 else None, back_ms, _messages(glass.shown, begin_ms))
     _await_softly(lambda: first_with(glass.shown, "none", begin_ms) is not None, RIGHT_LIMIT_S)
     right_ms = first_with(glass.shown, "none", begin_ms)
+    if name == "memory_full" and right_ms is None:  # the process had all that it needs
+        return Fault(name, begin_ms, end_ms, 0, 0, 0, ())
     blank_ms = max(end_ms, begin_ms + (right_ms or 0))
     _await_softly(lambda: first_with(glass.shown, "both", blank_ms) is not None, RECOVERY_LIMIT_S)
     pr_ms, both_ms = (None if ms is None else ms + blank_ms - end_ms
                       for ms in (first_with(glass.shown, what, blank_ms) for what in ("number", "both")))
     return Fault(name, begin_ms, end_ms, right_ms, pr_ms, both_ms, _messages(glass.shown, begin_ms))
+
+
+def _step(clock: WallClock, hold_s: float, log: Log) -> None:
+    """An hour forth, an hour back, right again. Raises RunError where the appliance never saw it."""
+    for seconds in (CLOCK_STEP_S, -CLOCK_STEP_S, 0):
+        clock.step(seconds)
+        time.sleep(hold_s / 2 if seconds else 2.0)
+        ahead_s = log.seconds[-1]["wall"] - time.time()
+        if abs(ahead_s - seconds) > 60:
+            raise RunError(f"the wall clock should be {seconds:+d} s off and is {ahead_s:+.0f}: it cannot be stepped here")
 
 
 def _settled(glass: Glass) -> bool:

@@ -51,7 +51,7 @@ def compiler() -> list[str]:
     for candidate in [named] if named else (["cc"], ["gcc"], ["clang"]):
         if shutil.which(candidate[0]):
             return candidate
-    raise CoreError(f"no C compiler: {named[0] if named else 'cc'} is not there, and the display's own code is built "
+    raise CoreError(f"no C compiler: {named[0] if named else 'cc'} is not there, and C code of this program is built "
                           "on first use. Install one (Debian, Ubuntu: sudo apt-get install gcc), or name it in CC.")
 
 
@@ -86,7 +86,7 @@ def build(sources: Sequence[Path], name: str, flags: Sequence[str] = ()) -> Path
         built = Path(scratch, "built.so")
         done = subprocess.run([*command, "-o", str(built), *map(str, sources)], capture_output=True, text=True)
         if done.returncode:
-            raise CoreError(f"the display's C code does not compile with {command[0]}:\n{done.stderr.strip()[-2000:]}\n"
+            raise CoreError(f"the C code of {name} does not compile with {command[0]}:\n{done.stderr.strip()[-2000:]}\n"
                                   "Name another compiler in CC (gcc and clang are known to work).")
         with built.open("rb") as file:
             os.fsync(file.fileno())

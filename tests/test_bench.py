@@ -322,7 +322,9 @@ def test_faults_are_summed_up_by_kind_and_one_never_recovered_counts():
 
 def test_a_soak_ends_with_the_faults_that_end_the_process():
     plan = _until(time.monotonic() + 600)
-    assert plan[-3:] == ["process_stop", "engine_memory", "process_kill"] and set(FAULTS) <= set(plan)
+    names = [name for name, _ in plan]
+    assert names[-4:] == ["process_stop", "memory_full", "engine_memory", "process_kill"]
+    assert set(FAULTS) - set(names) == {"clock_step"} and all(hold_s == FAULTS[name] for name, hold_s in plan)
     assert _until(time.monotonic() + 10) == []
 
 
@@ -541,9 +543,11 @@ def test_a_busy_machine_is_said_on_the_page(result, tmp_path):
 
 
 def test_the_plan_of_faults_is_read():
-    assert bench._plan("camera_unplug:2,process_kill") == ["camera_unplug", "camera_unplug", "process_kill"]
-    with pytest.raises(argparse.ArgumentTypeError):
-        bench._plan("camera_unplug:x")
+    assert bench._plan("camera_unplug:2,process_kill, process_stop:1@30,disk_full@5.5") == [
+        ("camera_unplug", 4.0), ("camera_unplug", 4.0), ("process_kill", 0.0), ("process_stop", 30.0), ("disk_full", 5.5)]
+    for text in ("camera_unplug:x", "camera:1", "camera_unplug@", "camera_unplug@-4", "camera_unplug@3", "disk_full@1e9", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            bench._plan(text)
 
 
 def test_percentiles_of_nothing_are_nothing():
