@@ -9,18 +9,22 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-lab run test test-lab test-cuda arm64 resolve train lint soak clean
+.PHONY: help setup setup-lab run test test-lab test-cuda arm64 systemd resolve train lint soak clean
 
 help:
 	@echo "make run [VIDEO=path]   the whole chain on a rendered newborn clip, or on your video"
 	@echo "make test               the tests, quick ones (no torch)"
 	@echo "make test-lab           the tests that need torch, in $(LAB)"
 	@echo "make test-cuda          the CUDA layer on the real pycuda over a stand-in driver (needs CUDA's headers, no GPU)"
-	@echo "make arm64              the runtime on an emulated 64-bit ARM, against this machine's readings (root, qemu-user)"
+	@echo "make arm64              the runtime on an emulated 64-bit ARM, against this machine's readings"
+	@echo "                        (root; apt-get install debootstrap qemu-user-static)"
+	@echo "make systemd            the appliance's unit under a running systemd, in a container"
+	@echo "                        (root; apt-get install debootstrap systemd-container)"
 	@echo "make resolve            whether pip finds aarch64 wheels for the Pythons of JetPack 6 and 7"
 	@echo "make train [OUT=folder] trains the shipped student anew, teacher and clips included (hours; goes on where it was)"
 	@echo "make lint               ruff and mypy"
-	@echo "make soak               the long tests, faults injected"
+	@echo "make soak               the long tests, faults injected; what is missing skips and says so"
+	@echo "                        (apt-get install qemu-system-x86 qemu-system-arm cpio kmod gcc-arm-none-eabi)"
 	@echo "make clean              removes the environments and every build output"
 
 setup: $(VENV)/.ready
@@ -67,7 +71,8 @@ test-lab: setup-lab
 # The real pycuda over a stand-in driver: no GPU needed, but CUDA's headers, with which pycuda is built (about a minute).
 CUDA := .venv-cuda
 CUDA_ROOT ?= /usr/local/cuda
-CUDA_TESTS := tests/test_cuda.py tests/test_pycuda_real.py tests/test_kernels.py tests/test_tensorrt_backend.py
+CUDA_TESTS := tests/test_cuda.py tests/test_pycuda_real.py tests/test_kernels.py tests/test_cuda_clip.py \
+	tests/test_tensorrt_backend.py
 
 test-cuda:
 	@if [ ! -f $(CUDA_ROOT)/include/cuda.h ]; then \
@@ -90,6 +95,10 @@ $(CUDA)/.ready: setup.py tests/fakecuda/aksetup-defaults.py
 arm64: setup
 	@mkdir -p out
 	tests/arm64.sh $(VENV)/bin/python
+
+systemd: setup
+	@mkdir -p out
+	tests/systemd.sh $(VENV)/bin/python
 
 resolve: setup
 	$(VENV)/bin/python tests/resolve.py

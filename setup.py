@@ -17,7 +17,7 @@ RUNTIME = [
 # that match the board, so the extra `jetson` brings none of them.
 CPU = ["onnxruntime>=1.20", "opencv-python-headless>=4.10"]
 JETSON = ["pycuda>=2024.1"]
-APPLIANCE = ["cryptography>=42"]  # signed bundles
+APPLIANCE = ["cryptography>=42", "onnxruntime>=1.20"]  # signed bundles
 
 LAB = [
     *CPU,

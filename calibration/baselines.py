@@ -48,7 +48,7 @@ LEAST_SKIN = 0.02
 SETTLED_S = 2.0
 """Less valid time than this is not filtered: it would be all edge."""
 
-JUDGED_ON_STUDENT = frozenset({Reason.MOTION, Reason.LIGHT_FLICKER})
+JUDGED_ON_STUDENT = frozenset({Reason.MOTION, Reason.LIGHT_FLICKER, Reason.CAMERA_SHAKE})
 """Conditions that are found in the student's own features and rate, and say nothing about another method's."""
 
 

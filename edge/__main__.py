@@ -45,16 +45,15 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
                                  "`run --record` kept, on the display")
     from edge.config import KEYS, add_flags
 
-    for sub in (run, replay):
-        sub.add_argument("--config", metavar="TOML", action="append",
-                         help="configuration file; flags win over it, and a later file over an earlier one")
+    _add_config(run)
+    _add_config(replay)
     run.add_argument("--wait", action="store_true", help="wait for a camera and a display that are not there yet")
     add_flags(run, *(key for key in KEYS if key != "camera.realtime"))
     replay.add_argument("video", metavar="VIDEO", help="a video, or a folder or wire-*.pvl of `run --record`")
     replay.add_argument("--json", metavar="OUT", help="write readings, summary and timing here (- for stdout)")
     replay.add_argument("--plot", metavar="PNG", help="draw waveforms, scalograms and what was shown")
-    add_flags(replay, "camera.realtime", "camera.roi", "model.backend", "model.precision", "model.weights",
-              "model.engine_cache", "vitals.profile", "serial.wire_file", "log.level")
+    add_flags(replay, "camera.realtime", "camera.roi", "model.backend", "model.precision", "model.preprocess",
+              "model.weights", "model.engine_cache", "vitals.profile", "serial.wire_file", "log.level")
     run.set_defaults(command=_run)
     replay.set_defaults(command=_replay)
     _add_prepare(commands)
@@ -66,11 +65,16 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="TOML", action="append",
+                        help="configuration file; flags win over it, and a later file over an earlier one")
+
+
 def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from edge.config import add_flags
 
     sub = commands.add_parser("prepare", help="build the TensorRT engines on this device, prove and time them")
-    sub.add_argument("--config", metavar="TOML", help="configuration file; flags win over it")
+    _add_config(sub)
     add_flags(sub, "model.weights", "model.precision", "model.engine_cache", "log.level")
     sub.add_argument("--workspace-mb", type=int, default=256, metavar="N",
                      help="memory that the builder may take for trying things out (default: 256)")
@@ -98,7 +102,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser], as
         from edge import bench
         from edge.config import add_flags
 
-        sub.add_argument("--config", metavar="TOML", action="append", help="configuration file; flags win over it")
+        _add_config(sub)
         add_flags(sub, *bench.CONFIG_KEYS)
         bench.add_arguments(sub)
         sub.set_defaults(command=bench.main)
@@ -140,6 +144,7 @@ def _run(args: argparse.Namespace) -> int:
 
     try:
         config = load_config(args.config, flag_overrides(args))
+        _check_record(config.record.folder)
         _log_to_stderr(config.log.level)
         one_arena()
         watchdog = Watchdog(os.environ.get("NOTIFY_SOCKET"))
@@ -160,6 +165,18 @@ def _run(args: argparse.Namespace) -> int:
     return OK
 
 
+def _check_record(folder: str) -> None:
+    """One that does not exist yet is made later, and a disk that is full or away is waited for: neither is a mistake.
+    Raises ConfigError for what can never become a folder."""
+    from edge.config import ConfigError
+
+    there = Path(folder).absolute()
+    while folder and not os.path.lexists(there):
+        there = there.parent
+    if folder and there.exists() and not there.is_dir():
+        raise ConfigError(f"record.folder (--record) {folder}: {there} is a file; expected a folder, or one that can be made")
+
+
 def _recorder(config: Config, product: str) -> Recorder:
     from edge.recorder import Recorder
 
@@ -171,22 +188,18 @@ def _recorder(config: Config, product: str) -> Recorder:
 
 def _replay_wire(args: argparse.Namespace) -> int:
     """A recorded wire on the display, as it came at the time."""
-    import tempfile
-
-    from edge.recorded import join_wire
+    from edge.recorded import RecordedWire
     from edge.runtime import write_json
     from firmware_bridge.port import LinkError
-    from firmware_bridge.recording import Recording
     from firmware_bridge.simulator import Simulator
     from firmware_bridge.terminal import Glass, Summary, Watch, display_maker
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            recording = Recording.read(join_wire(Path(args.video), Path(folder) / "wire.pvl"))
-            paced = bool(getattr(args, "camera.realtime"))
-            with Glass(sys.stderr if args.json == "-" else sys.stdout, args.video, plain=not paced) as glass:
-                watch = Watch(glass, Summary())
-                Simulator(recording, display_maker(needs_pixels=False), paced=paced, send_status=False).run(watch)
+        recording = RecordedWire.of(Path(args.video))
+        paced = bool(getattr(args, "camera.realtime"))
+        with Glass(sys.stderr if args.json == "-" else sys.stdout, args.video, plain=not paced) as glass:
+            watch = Watch(glass, Summary())
+            Simulator(recording, display_maker(needs_pixels=False), paced=paced, send_status=False).run(watch)
     except LinkError as e:
         return _refuse(e)
     result = watch.summary.as_dict()
@@ -255,6 +268,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from edge.config import ConfigError, flag_overrides, load_config
+    from edge.cuda_clip import Gpu
     from edge.prepare import AUTO, Progress, as_json, cache_folder, prepare, table
     from engines.cuda import Cuda
     from engines.errors import EngineError
@@ -283,6 +297,10 @@ def _prepare(args: argparse.Namespace) -> int:
         return FAULT
     finally:
         progress.end()
+    try:
+        Gpu(folder).close()  # compiles the pre-processing's kernels, so that no start has to
+    except EngineError as e:
+        print(f"physvlm: pre-processing will run on the CPU: {e}", file=sys.stderr)
     if args.json:
         import json
 

@@ -38,7 +38,8 @@ HELD = [name for name, hold_s in FAULTS.items() if hold_s]
 LEAST_S, MOST_S = 4.0, 600.0
 SERIES = 400
 """Points of a plotted line that are kept."""
-CONFIG_KEYS = ("camera.roi", "model.backend", "model.precision", "model.weights", "model.engine_cache", "vitals.profile")
+CONFIG_KEYS = ("camera.roi", "model.backend", "model.precision", "model.preprocess", "model.weights", "model.engine_cache",
+               "vitals.profile")
 
 
 class OtherMachine(ValueError):
@@ -279,7 +280,7 @@ def _settings(config: Config) -> dict[str, str]:
     roi = config.camera.roi
     text = roi if isinstance(roi, str) else f"{roi.x_px},{roi.y_px},{roi.w_px},{roi.h_px}"
     return {"camera.roi": text, "vitals.profile": config.vitals.profile,
-            **{f"model.{key}": getattr(config.model, key) for key in ("backend", "precision", "weights", "engine_cache")}}
+            **{key: getattr(config.model, key.partition(".")[2]) for key in CONFIG_KEYS if key.startswith("model.")}}
 
 
 def _options(settings: Mapping[str, str]) -> list[str]:

@@ -14,8 +14,9 @@ Training, calibration and the runtime all call this file, so they cannot drift a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -94,61 +95,93 @@ def area_means(bgr: NDArray[np.uint8], region: Region, size: int) -> NDArray[np.
     return (sums / count[..., None]).astype(np.float32)
 
 
+class Grid:
+    """Uneven frame times -> what each grid point, one every 1 / fs_hz, takes from the frames before and after it."""
+
+    def __init__(self, fs_hz: float) -> None:
+        self._step_ns = 1e9 / fs_hz
+        self._start_ns = 0
+        self._index = 0
+        self._last_ns: int | None = None
+
+    def push(self, t_ns: int) -> list[tuple[np.float32 | None, int]] | None:
+        """(weight of the frame at t_ns against the one before, grid time) of every grid point up to t_ns; weight None: a gap.
+
+        None for a time that does not advance: the camera repeated a frame, and the one before stays the one before.
+        """
+        before_ns = self._last_ns
+        if before_ns is None:
+            self._start_ns, self._last_ns, self._index = t_ns, t_ns, 1
+            return [(np.float32(1), t_ns)]
+        if t_ns <= before_ns:
+            return None
+        self._last_ns = t_ns
+        bridged = t_ns - before_ns <= GAP_S * 1e9
+        points: list[tuple[np.float32 | None, int]] = []
+        while (grid_ns := self._start_ns + round(self._index * self._step_ns)) <= t_ns:
+            self._index += 1
+            points.append((np.float32((grid_ns - before_ns) / (t_ns - before_ns)) if bridged else None, grid_ns))
+        return points
+
+
 class GridResampler:
     """Area means at uneven times -> (mean or None, grid time) at every 1 / fs_hz; None marks a grid point in a gap."""
 
     def __init__(self, fs_hz: float) -> None:
-        self._step_ns = 1e9 / fs_hz
-        self._start_ns: int | None = None
-        self._index = 0
-        self._last: tuple[int, NDArray[np.float32]] | None = None
+        self._grid = Grid(fs_hz)
+        self._last: NDArray[np.float32] | None = None
 
     def push(self, t_ns: int, means: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32] | None, int]]:
         """Every grid point up to t_ns. A time that does not advance is dropped (the camera repeated a frame)."""
-        if self._last is None or self._start_ns is None:
-            self._start_ns, self._last, self._index = t_ns, (t_ns, means), 1
-            yield means, t_ns
+        points = self._grid.push(t_ns)
+        if points is None:
             return
-        before_ns, before = self._last
-        if t_ns <= before_ns:
-            return
-        self._last = (t_ns, means)
-        bridged = t_ns - before_ns <= GAP_S * 1e9
-        while (grid_ns := self._start_ns + round(self._index * self._step_ns)) <= t_ns:
-            self._index += 1
-            weight = np.float32((grid_ns - before_ns) / (t_ns - before_ns))
-            yield (before + weight * (means - before) if bridged else None), grid_ns
+        before = means if self._last is None else self._last
+        self._last = means
+        for weight, grid_ns in points:
+            yield (None if weight is None else before + weight * (means - before)), grid_ns
+
+
+class Gains:
+    """How the running mean takes each grid point in."""
+
+    def __init__(self, fs_hz: float) -> None:
+        self._fs_hz = fs_hz
+        self._seen = 0
+        self._missing = 0
+
+    def push(self, present: bool) -> float | None:
+        """None for a gap; 0 where the mean starts with this point, so that there is nothing yet to compare it with; else the
+        share of its difference that the mean moves by."""
+        if not present:
+            self._missing += 1
+            if self._missing > NEW_SEGMENT_S * self._fs_hz:
+                self._seen = 0
+            return None
+        self._missing = 0
+        self._seen += 1
+        # a plain mean until the window is full, so that the start is not a long exponential
+        return 0.0 if self._seen == 1 else max(1.0 / self._seen, 1.0 / (MEAN_TAU_S * self._fs_hz))
 
 
 class Normaliser:
     """Area means on the grid -> float32 (CHANNELS, S, S), causal, one call per grid point."""
 
     def __init__(self, fs_hz: float, size: int) -> None:
-        self._fs_hz = fs_hz
+        self._gains = Gains(fs_hz)
         self._zero = np.zeros((CHANNELS, size, size), np.float32)
-        self._restart()
-
-    def _restart(self) -> None:
-        self._mean: NDArray[np.float32] | None = None
-        self._seen = 0
-        self._missing = 0
+        self._mean = np.zeros((size, size, 3), np.float32)
 
     def push(self, means: NDArray[np.float32] | None) -> NDArray[np.float32]:
         """Normalised frame; zeros for a gap (None) and for the first frame after one that was too long."""
-        if means is None:
-            self._missing += 1
-            if self._missing > NEW_SEGMENT_S * self._fs_hz:
-                self._mean = None
+        gain = self._gains.push(means is not None)
+        if means is None or gain is None:
             return self._zero
-        self._missing = 0
         light = np.log(means + np.float32(LOG_OFFSET_COUNTS))
-        if self._mean is None:
-            self._mean, self._seen = light, 1
+        if gain == 0:
+            self._mean = light
             return self._zero
-        self._seen += 1
         delta = light - self._mean
-        # a plain mean until the window is full, so that the start is not a long exponential
-        gain = max(1.0 / self._seen, 1.0 / (MEAN_TAU_S * self._fs_hz))
         self._mean = self._mean + np.float32(gain) * delta
         out = np.empty_like(self._zero)
         out[:3] = np.clip(delta.transpose(2, 0, 1) * np.float32(LIGHT_SCALE), -LIGHT_CLIP, LIGHT_CLIP)
@@ -170,8 +203,26 @@ def _normal_flow(delta: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArr
     return np.clip(flow * np.float32(FLOW_SCALE), -FLOW_CLIP, FLOW_CLIP)
 
 
+Points = list[tuple[NDArray[np.float32], bool, int]]
+"""(normalised frame, valid, t_ns) of grid points."""
+
+
+class Builder(Protocol):
+    """Frames in, normalised grid frames out: ClipBuilder, and on a GPU edge.cuda_clip's."""
+
+    def push(self, frame: Frame) -> tuple[NDArray[np.float32], Points]: ...
+
+
+class BuilderLost(RuntimeError):
+    """What a builder ran on failed, and its running mean with it. A new one begins afresh; nothing old compares with that."""
+
+
+MakeBuilder = Callable[[Region, float, int], Builder]
+"""(region, fs_hz, size) -> a new builder."""
+
+
 class ClipBuilder:
-    """Frames in, normalised grid frames out: the three steps in one, with the region fixed between `restart` calls."""
+    """The three steps in one, with the region fixed between `restart` calls."""
 
     def __init__(self, region: Region, fs_hz: float, size: int) -> None:
         self.fs_hz = fs_hz
@@ -184,7 +235,7 @@ class ClipBuilder:
         self._resampler = GridResampler(self.fs_hz)
         self._normaliser = Normaliser(self.fs_hz, self.size)
 
-    def push(self, frame: Frame) -> tuple[NDArray[np.float32], list[tuple[NDArray[np.float32], bool, int]]]:
+    def push(self, frame: Frame) -> tuple[NDArray[np.float32], Points]:
         """The frame's area means, and (normalised, valid, t_ns) for every grid point that it completes."""
         means = area_means(frame.bgr, self.region, self.size)
         points = [(self._normaliser.push(resampled), resampled is not None, t_ns)
@@ -204,7 +255,7 @@ def normalise_clip(frames: Iterator[Frame], region: Region | None, fs_hz: float,
         raise ValueError("no frames to normalise: the recording is empty")
     height, width = first.bgr.shape[:2]
     builder = ClipBuilder(region or Region(0, 0, width, height), fs_hz, size)
-    points: list[tuple[NDArray[np.float32], bool, int]] = []
+    points: Points = []
     for frame in itertools.chain([first], iterator):
         points.extend(builder.push(frame)[1])
         if limit is not None and len(points) >= limit:

@@ -105,12 +105,14 @@ class ModelConfig:
 
     backend: str = _key("onnxruntime", "onnxruntime runs anywhere, tensorrt on a Jetson",
                         _one_of("onnxruntime", "tensorrt"), "--backend")
+    preprocess: str = _key("auto", "what makes pictures small and even: cpu, cuda, or auto: with tensorrt, the faster of both",
+                           _one_of("auto", "cpu", "cuda"), "--preprocess")
     precision: str = _key("auto", "fp32, fp16, int8, or auto: what `physvlm prepare` chose; fp32 on ONNX Runtime",
                           _one_of("fp32", "fp16", "int8", "auto"), "--precision")
     weights: str = _key("", "folder of another student than the shipped one; empty = the shipped one",
                         _text, "--weights")
-    engine_cache: str = _key("", "folder of the engines that TensorRT built; empty = /var/cache/physvlm for root, "
-                             "~/.cache/physvlm for others", _text, "--cache")
+    engine_cache: str = _key("", "folder of the engines that TensorRT built; empty = /var/cache/physvlm for root "
+                             "and the service, ~/.cache/physvlm for others", _text, "--cache")
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ def load_config(path: str | Path | Sequence[str] | None = None, overrides: Mappi
 
 def read_toml(path: Path) -> dict[str, object]:
     """The file's keys as section.key, every one of them known; the values are not looked at. Raises ConfigError."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: cannot be read: no file; expected a TOML file")
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -31,12 +31,17 @@ CHAIN = 64  # estimates kept: 4 s of them even at 16 a second
 HOP_LOST_S = 2.5  # two estimates further apart than this do not vouch for each other
 # Fewer beats than this to a breath is one rhythm seen twice: term newborns have 1.5 at the extremes (HR 87, RR 57).
 MIN_BEATS_PER_BREATH = 1.2
+# Beside a lamp that swells or a camera that sways at a breath's rate, a pulse this near (per minute) to one of these times it
+# is an overtone: saturated pictures and edges that pass make them, up to the sixth on rendered newborns.
+OVERTONES, OVERTONE_REACH = range(2, 7), 2.5
+# What imitated a breath stays in the pulse's averaging time so long, also while no breath can be read beside it.
+IMITATION_S = 8.0
 
 # World trouble, worst first: the first that holds is the reason. FAULT and BLOCK show no number, DOUBT one with ?.
 FAULT = {Reason.NO_CAMERA: State.FAULT, Reason.MODEL_FAULT: State.FAULT, Reason.FRAMES_STALLED: State.STALE}
-# aliasing; nobody there; noise above the pulse; what beats moves instead of changing colour; the lamp breathes
-BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK, Reason.MOTION, Reason.LIGHT_FLICKER)
-DOUBT = (Reason.OVEREXPOSED, Reason.CAMERA_SHAKE, Reason.GAP)  # the wave's own quality decides
+# aliasing; nobody there; noise above the pulse; what beats moves instead of changing colour; the lamp or the camera breathes
+BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK, Reason.MOTION, Reason.LIGHT_FLICKER, Reason.CAMERA_SHAKE)
+DOUBT = (Reason.OVEREXPOSED, Reason.GAP)  # the wave's own quality decides
 
 NOTHING_FOUND: Refusal = (State.INVALID, Reason.LOW_SIGNAL)
 
@@ -79,6 +84,7 @@ class Gate:
         self._began_ns: int | None = None
         self._now_ns: int | None = None
         self._end_ns: int | None = None
+        self._imitation: tuple[int, float | None, frozenset[Reason]] | None = None
 
     def update(self, estimate: Estimate, waveform: Waveform, conditions: Collection[Reason], now_ns: int,
                hr_conditions: Collection[Reason] = frozenset(),
@@ -98,6 +104,11 @@ class Gate:
         self._end_ns = end_ns
         age_s = (now_ns - end_ns) / NS_PER_S
         one_rhythm = self._one_rhythm(estimate)
+        hr_trouble = {*conditions, *hr_conditions}
+        if rr_conditions:
+            self._imitation = end_ns, estimate.rr_per_min, frozenset(rr_conditions)
+        if estimate.hr_per_min is not None:
+            hr_trouble |= self._overtone_or_breath(estimate.hr_per_min, end_ns)
 
         def judged(vital: _Vital, rate: float | None, quality: float, trouble: Collection[Reason]) -> VitalReading:
             doubt = next((reason for reason in DOUBT if reason in trouble), next(iter(sorted(doubts)), None))
@@ -112,15 +123,17 @@ class Gate:
                 return vital.withhold(*(refusal or NOTHING_FOUND), quality, age_s)
             return vital.offer(rate, quality, end_ns, age_s, doubt)
 
-        return Reading(judged(self._hr, estimate.hr_per_min, estimate.hr_quality, {*conditions, *hr_conditions}),
+        return Reading(judged(self._hr, estimate.hr_per_min, estimate.hr_quality, hr_trouble),
                        judged(self._rr, estimate.rr_per_min, estimate.rr_quality, {*conditions, *rr_conditions}), end_ns)
 
     def no_estimate(self, now_ns: int, conditions: Collection[Reason]) -> Reading:
-        """The reading while no waveform comes: never a number. Before the first, without trouble, it is STARTING."""
+        """The reading while no waveform comes, before the first or after what was seen was forgotten: never a number.
+
+        Without trouble it is STARTING: that frames do not come is trouble, which the caller sees.
+        """
         began_ns = self._advance(now_ns)
         since_ns = began_ns if self._end_ns is None else self._end_ns
-        starting = State.SEARCHING, Reason.STARTING
-        refusal = _forbidden(conditions) or (starting if self._end_ns is None else (State.STALE, Reason.FRAMES_STALLED))
+        refusal = _forbidden(conditions) or (State.SEARCHING, Reason.STARTING)
         age_s = (now_ns - since_ns) / NS_PER_S
         return Reading(self._hr.withhold(*refusal, 0.0, age_s), self._rr.withhold(*refusal, 0.0, age_s), since_ns)
 
@@ -139,6 +152,15 @@ class Gate:
         if hr is None or rr is None or min(estimate.hr_quality, estimate.rr_quality) < SHOWN_QUALITY:
             return False
         return self._hr.in_band(hr) and self._rr.in_band(rr) and hr < MIN_BEATS_PER_BREATH * rr
+
+
+    def _overtone_or_breath(self, hr: float, end_ns: int) -> frozenset[Reason]:
+        """What imitates a breath, or lately did, where this pulse may be an overtone of it, or the breath that it hides."""
+        if self._imitation is None or not 0 <= end_ns - self._imitation[0] <= IMITATION_S * NS_PER_S:
+            return frozenset()
+        _, rate, reasons = self._imitation
+        overtone = rate is not None and any(abs(hr - times * rate) < OVERTONE_REACH for times in OVERTONES)
+        return reasons if overtone or self._rr.in_band(hr) else frozenset()
 
 
 class _Vital:

@@ -189,7 +189,10 @@ class Pipeline:
         running_ns = NONE
         if pts_ns != NONE:
             running_ns = gst.gst_segment_to_running_time(gst.gst_sample_get_segment(sample), _FORMAT_TIME, pts_ns)
-        caps = gst.gst_caps_get_structure(gst.gst_sample_get_caps(sample), 0)
+        formats = gst.gst_sample_get_caps(sample)
+        if not formats:
+            raise PipelineError("pictures arrive without a format; put videoconvert ! video/x-raw,format=BGRx before the sink")
+        caps = gst.gst_caps_get_structure(formats, 0)
         numbers = [c.c_int() for _ in range(4)]
         width, height, rate, per = numbers
         gst.gst_structure_get_int(caps, b"width", c.byref(width))

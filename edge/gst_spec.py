@@ -30,7 +30,7 @@ _ADVICE = (  # words of GStreamer or of Argus -> what to do
     ("no element", "check its name with gst-inspect-1.0, or sudo apt-get install gstreamer1.0-plugins-base "
      "gstreamer1.0-plugins-good"),
     ("not installed", ""),
-    ("pictures arrive as", ""),
+    ("pictures arrive", ""),
 )
 
 

@@ -1,10 +1,12 @@
-"""What imitates a rhythm: a rocking thing is no pulse, a swelling lamp neither pulse nor breath (pure).
+"""What imitates a rhythm: a thing that rocks is no pulse, a camera that sways no breath, a lamp that swells neither (pure).
 
 A pulse changes the light of skin and hardly displaces it; something that rocks at a heart's rate displaces edges, and the
 change of light follows from that. Both are in the stem's first features, the plain cell means of the normalised frames.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +32,18 @@ NEIGHBOURS = (0.80, 0.88, 1.13, 1.22)
 """Multiples of the rate at which the neighbourhood is read: past the window's own width at 60 /min, short of harmonics."""
 
 UNIFORM = 0.85
-"""Share of a rhythm's change of light that all cells have in common, above which it is the lamp's: lamps have 1.00,
-rendered breathing 0.00-0.23, a real chest 0.35."""
+"""Share of a rhythm's change of light that all cells have in common, in the colour that changes most, above which it is the
+lamp's: lamps have 1.00, rendered breathing 0.00-0.30, a real chest that fills the picture 0.74."""
 
+RIGID = 0.85
+"""How far the cells move in step (the square of their phases' mean, whatever each one's size), along x or y, above which the
+camera sways: rendered sways that were read as a breath have 0.78-0.96, with the background in it; rendered breathing 0.00-0.45,
+a real chest that fills the picture 0.48-0.72. A breath that is not shown is missed by somebody, so the chest gets the room."""
+
+SWAY_HZ, SWAY_REACH_HZ = (0.1, 2.0), 0.042
+"""Where a sway is looked for, and how near to a multiple of it its overtones are read (2.5 per minute)."""
+
+_PADDED = 16  # a window's spectrum is read this much finer than its own width, or a sixth overtone would be missed
 
 PULSE_UNIFORM, GREY = 0.93, 0.92
 """The same share, and the share of a rhythm that blue, green and red have in common, above both of which a pulse is the
@@ -46,8 +57,39 @@ def _turning(valid: F32, rate_hz: float, fs_hz: float) -> NDArray[np.complex64]:
 
 
 def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
-    """Whether the light at rate_hz swells alike everywhere. cells, valid: as for rhythm_moves."""
-    return _in_common(_turning(valid, rate_hz, fs_hz) @ cells[:, :, :3].mean(axis=2)) > UNIFORM
+    """Whether the light at rate_hz swells alike everywhere, in the colour that swells most: where a white balance hunts, blue
+    rises while red falls. cells, valid: as for rhythm_moves."""
+    colours = _colours(cells, valid, rate_hz, fs_hz)
+    return _in_common(colours[(np.abs(colours) ** 2).sum(axis=1).argmax()]) > UNIFORM
+
+
+def camera_sways(cells: F32, valid: F32, rate_hz: float, fs_hz: float, times: Collection[int] = (1,)) -> bool:
+    """Whether what goes on at rate_hz is the sway of the whole picture, or one of its overtones: so many times its rate.
+
+    cells, valid: as for rhythm_moves.
+    """
+    if 1 in times and _in_step(cells, valid, rate_hz, fs_hz) > RIGID:
+        return True
+    sway_hz = _sway_hz(cells, valid, fs_hz)
+    return any(abs(rate_hz - k * sway_hz) < SWAY_REACH_HZ for k in times) and _in_step(cells, valid, sway_hz, fs_hz) > RIGID
+
+
+def _sway_hz(cells: F32, valid: F32, fs_hz: float) -> float:
+    """Where the picture's mean displacement is strongest, within SWAY_HZ."""
+    n = _PADDED * valid.size
+    taper = np.hanning(valid.size).astype(np.float32) * valid
+    moved = cells[:, :, (FLOW_X, FLOW_Y)].mean(axis=1) * taper[:, None]
+    hz = np.fft.rfftfreq(n, 1 / fs_hz)
+    inside = (hz >= SWAY_HZ[0]) & (hz <= SWAY_HZ[1])
+    power = (np.abs(np.fft.rfft(moved, n, axis=0)) ** 2).sum(axis=1)
+    return float(hz[inside][power[inside].argmax()])
+
+
+def _in_step(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> float:
+    """How far all cells move in step along x or y (0-1), whatever each one's size."""
+    turning = _turning(valid, rate_hz, fs_hz)
+    moves = [turning @ cells[:, :, k] for k in (FLOW_X, FLOW_Y)]
+    return max(_in_common(axis / np.maximum(np.abs(axis), 1e-12)) for axis in moves)
 
 
 def lamp_beats(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:

@@ -11,16 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge import clip
-from edge.clip import ClipBuilder, Region
+from edge.clip import BuilderLost, ClipBuilder, MakeBuilder, Points, Region
 from edge.gate import Gate
 from edge.light_steps import LightSteps
-from edge.motion import lamp_beats, lamp_swells, rhythm_moves
+from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves
 from edge.records import Estimate, Frame, Reading, Reason, Waveform
 from edge.region import RegionSearch
 from edge.vitals import Profile, estimate
@@ -46,6 +46,9 @@ PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
 MOVING_BELIEVED = 0.95
 """The student's belief from which a pulse that also moves stays one, each beat kicks the head a little. Rendered newborns
 whose pulse moves have 0.95 in the median; what rocks without a pulse has up to 0.6, one thing in ten 0.93."""
+
+SWAY_OVERTONES = range(2, 7)
+"""Of a camera's sway, read as a pulse on dolls and cots: up to the fifth on rendered ones, to the sixth on newborns."""
 
 LONG_HOLE_S = 20.0
 """A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
@@ -98,10 +101,11 @@ def check_normalisation(spec: ModelSpec) -> None:
 
 
 class Stages:
-    """CPU seconds by stage, summed over a run."""
+    """CPU seconds by stage, summed over a run. notes: what else a report tells beside them."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.notes: dict[str, Any] = {}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -115,8 +119,9 @@ class Stages:
 class View:
     """One region through the student: grid frames wait for the hop, go through the stem once, and stay as features."""
 
-    def __init__(self, region: Region, engine: Engine, stages: Stages) -> None:
+    def __init__(self, region: Region, engine: Engine, stages: Stages, builder: MakeBuilder = ClipBuilder) -> None:
         self.region = region
+        self._make_builder = builder
         self.means: F32 | None = None
         self._engine = engine
         self._stages = stages
@@ -126,11 +131,11 @@ class View:
 
     def _begin(self) -> None:
         spec = self._engine.spec
-        self._builder = ClipBuilder(self.region, spec.fs_hz, spec.size)
+        self._builder = self._make_builder(self.region, spec.fs_hz, spec.size)
         self._features = np.zeros((spec.window, spec.cells, spec.features), np.float32)
         self._mask = np.zeros(spec.window, np.float32)
         self._breath: F32 | None = None
-        self._waiting: list[tuple[F32, bool, int]] = []
+        self._waiting: Points = []
 
     def push(self, frame: Frame) -> list[Waveform]:
         """A waveform whenever a hop is full; more than one after a gap. Raises the engine's error."""
@@ -138,7 +143,11 @@ class View:
             self._begin()
         self._last_ns = frame.t_ns
         with self._stages.timed("preprocess"):
-            self.means, points = self._builder.push(frame)
+            try:
+                self.means, points = self._builder.push(frame)
+            except BuilderLost:
+                self._begin()
+                self.means, points = self._builder.push(frame)
             self._waiting.extend(points)
         waves = []
         while len(self._waiting) >= self._hop:
@@ -146,7 +155,7 @@ class View:
             waves.append(self._advance(chunk))
         return waves
 
-    def _advance(self, chunk: list[tuple[F32, bool, int]]) -> Waveform:
+    def _advance(self, chunk: Points) -> Waveform:
         spec, n = self._engine.spec, len(chunk)
         with self._stages.timed("stem"):
             valid = np.array([ok for _, ok, _ in chunk], np.float32)
@@ -165,7 +174,8 @@ class View:
                         attention.reshape(2, side, side), spec.fs_hz, chunk[-1][2])
 
     def imitated(self, found: Estimate, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
-        """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells."""
+        """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells, a
+        camera that sways."""
         pulse, breath, fs_hz = set(), set(), self._engine.spec.fs_hz
         if found.hr_per_min is not None:
             seen = self._features, self._mask, found.hr_per_min / 60, fs_hz
@@ -173,8 +183,14 @@ class View:
                 pulse.add(Reason.MOTION)
             if lamp_beats(*seen):
                 pulse.add(Reason.LIGHT_FLICKER)
-        if found.rr_per_min is not None and lamp_swells(self._features, self._mask, found.rr_per_min / 60, fs_hz):
-            breath.add(Reason.LIGHT_FLICKER)
+            if camera_sways(*seen, times=SWAY_OVERTONES):
+                pulse.add(Reason.CAMERA_SHAKE)
+        if found.rr_per_min is not None:
+            seen = self._features, self._mask, found.rr_per_min / 60, fs_hz
+            if lamp_swells(*seen):
+                breath.add(Reason.LIGHT_FLICKER)
+            if camera_sways(*seen, times=(1, *SWAY_OVERTONES)):
+                breath.add(Reason.CAMERA_SHAKE)
         return frozenset(pulse), frozenset(breath)
 
     @property
@@ -195,19 +211,23 @@ class Hop:
 
 
 class Pipeline:
-    """The appliance between camera and link. roi: a fixed region, or None to search (auto)."""
+    """The appliance between camera and link. roi: a fixed region, None = the whole picture.
+
+    search: follow the rhythm from there. builder: makes what pre-processes, on the CPU or the GPU.
+    """
 
     def __init__(self, engine: Engine, profile: Profile, width_px: int, height_px: int, roi: Region | None,
-                 search: bool, stages: Stages | None = None) -> None:
+                 search: bool, stages: Stages | None = None, builder: MakeBuilder = ClipBuilder) -> None:
         check_normalisation(engine.spec)
         whole = Region(0, 0, width_px, height_px)
         (roi or whole).check_inside(width_px, height_px)
         self.stages = stages or Stages()
         self._engine = engine
+        self._builder = builder
         self._profile = profile
         self._gate = Gate(profile)
         self._search = RegionSearch(whole) if search else None
-        self._shown = View(roi or whole, engine, self.stages)
+        self._shown = View(roi or whole, engine, self.stages, builder)
         self._candidate: View | None = None
         self._candidate_estimate: Estimate | None = None
         self._watch = _Watch(profile)
@@ -263,14 +283,14 @@ class Pipeline:
         """After a failed inference or a lost camera: what was seen before no longer counts."""
         self._last = None
         self._candidate = self._candidate_estimate = None
-        self._shown = View(self._shown.region, self._engine, self.stages)
+        self._shown = View(self._shown.region, self._engine, self.stages, self._builder)
 
     def _move(self, search: RegionSearch, wave: Waveform, found: Estimate) -> None:
         """Let the search propose a candidate region, and let a candidate that reads as well take over."""
         if self._candidate is None:
             region = search.propose(self._shown.region, wave, found)
             if region is not None:
-                self._candidate = View(region, self._engine, self.stages)
+                self._candidate = View(region, self._engine, self.stages, self._builder)
                 self._candidate_estimate = None
         elif self._candidate_estimate is not None:
             verdict = search.judge(self._candidate.seen_s, found, self._candidate_estimate)

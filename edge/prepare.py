@@ -36,9 +36,11 @@ CHOICE = "selected.json"
 
 
 def cache_folder(configured: str) -> Path:
-    """Where plans lie: as configured, else one for the whole machine (root) or this user."""
+    """Where plans lie: as configured, else one for the whole machine (the service, root) or this user."""
     if configured:
         return Path(configured).expanduser()
+    if given := os.environ.get("CACHE_DIRECTORY"):  # systemd's, by the unit's CacheDirectory
+        return Path(given.partition(":")[0])
     if os.geteuid() == 0:
         return Path("/var/cache/physvlm")
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "physvlm"

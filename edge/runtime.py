@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
-from edge.clip import Region
+from edge.clip import ClipBuilder, MakeBuilder, Region
 from edge.config import Config
 from edge.gate import Gate
 from edge.memory import Tidy
@@ -73,6 +73,9 @@ LIVE_SCHEMES = ("usb:", "csi:", "gst:")
 OPEN_LOOK_S, OPEN_LIMIT_NS = 0.02, 20_000_000_000
 """How often a camera that is being opened is looked after, and how long that may take: GStreamer alone waits 5 s for a first
 picture. After it the watchdog is no longer fed, and the supervisor starts the program anew."""
+
+OPEN_STOP_S = 1.0
+"""How long a stop waits for a camera that is being opened, as it does for one that is read."""
 
 ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
 """More failed inferences than this within the window end the process; the supervisor starts it anew."""
@@ -131,11 +134,20 @@ class Tap:
 
 
 def make_pipeline(engine: Engine, camera: Camera, config: Config, stages: Stages | None = None) -> Pipeline:
-    """The pipeline for this camera's picture size. Raises RegionError and ModelMismatch."""
+    """The pipeline for this camera's picture size. Raises RegionError, ModelMismatch, and ConfigError where the GPU was asked
+    for and cannot pre-process."""
     cv2.setNumThreads(1)  # the pieces are too small to share out, and the other cores belong to camera and decoder
     roi = config.camera.roi
     fixed = roi if isinstance(roi, Region) else None
-    return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto", stages)
+    stages, model = stages or Stages(), config.model
+    builder: MakeBuilder = ClipBuilder
+    if model.preprocess == "cuda" or (model.preprocess == "auto" and model.backend == "tensorrt"):
+        from edge.cuda_clip import choose
+        from edge.prepare import cache_folder
+
+        builder = choose(model.preprocess, engine.spec.fs_hz, engine.spec.size, cache_folder(model.engine_cache), camera.width,
+                         camera.height, fixed, stages.notes)
+    return Pipeline(engine, PROFILES[config.vitals.profile], camera.width, camera.height, fixed, roi == "auto", stages, builder)
 
 
 class _PatientLink(Link):
@@ -293,7 +305,7 @@ def report(record: Record, camera: Camera, pipeline: Pipeline) -> dict[str, Any]
     fps = (record.frames - 1) / record.duration_s if record.frames > 1 and record.duration_s > 0 else None
     return {"video": camera.name, "fps": _rounded(fps), "frames": record.frames,
             "duration_s": round(record.duration_s, 3), "readings": record.readings, "summary": record.summary(),
-            "timing": {"ms_per_frame": round(own, 4), "stages": stages},
+            "timing": {"ms_per_frame": round(own, 4), "stages": stages, **pipeline.stages.notes},
             "peak_rss_mb": round(_peak_rss_kb() / 1024, 1)}
 
 
@@ -347,6 +359,7 @@ class Live:
         self._blind = Gate(PROFILES[config.vitals.profile])  # what is said before the first picture
         self._written = 0
         self._hop_ns: int | None = None
+        self._frame_ns: int | None = None  # when the newest frame came; None: none yet since the camera was lost
         self._faults_ns: list[int] = []
         self._trouble: frozenset[Reason] = frozenset()
         self._said = ""
@@ -361,6 +374,7 @@ class Live:
         """
         config = self._config
         camera = self._first_camera()
+        self._frame_ns = self._clock_ns()
         recorded = camera is not None and camera.recorded
         pipeline = None if camera is None else make_pipeline(self._engine, camera, config, self._stages)
         further = [outlet for tap in self._taps for outlet in tap.outlets()]
@@ -394,7 +408,6 @@ class Live:
     def _watch_camera(self, camera: Camera, pipeline: Pipeline, voice: Transmitter) -> bool:
         """Frames of one camera; True when it was lost, False at the end of a file or when asked to stop."""
         due_ns = self._clock_ns()
-        last_frame_ns = due_ns
         self._tell("camera", "OPEN", f"{camera.name} {camera.width}x{camera.height}")
         with CaptureThread(camera) as capture:
             while not self._stop() and not capture.ended:
@@ -406,7 +419,7 @@ class Live:
                     return True
                 now_ns = self._clock_ns()
                 if frame is not None:
-                    last_frame_ns = now_ns
+                    self._frame_ns = now_ns
                     self.frames += 1
                     for tap in self._taps:
                         tap.frame(frame, now_ns, capture.dropped)
@@ -418,7 +431,7 @@ class Live:
                 self._send_traces(voice, now_ns)
                 if now_ns >= due_ns:
                     due_ns = self._next_due_ns(due_ns, now_ns)
-                    self._say(pipeline, voice, _silence(now_ns - last_frame_ns) | self._trouble)
+                    self._say(pipeline, voice, self._silence(now_ns) | self._trouble)
                     self._tidy.look(now_ns)
                 else:
                     voice.poll()
@@ -497,6 +510,7 @@ class Live:
         if pipeline is not None:
             pipeline.forget()
         self._traces = Traces()
+        self._frame_ns = None
         attempt = 0
         while not self._stop():
             until_ns = self._clock_ns() + int(REOPEN_S[min(attempt, len(REOPEN_S) - 1)] * 1e9)
@@ -534,12 +548,13 @@ class Live:
                 if now_ns - begun_ns < OPEN_LIMIT_NS:
                     self._watchdog.no_camera()
                 self._say(pipeline, voice, frozenset({Reason.NO_CAMERA}))
+        wait((opened,), OPEN_STOP_S)  # a thread cut off inside OpenCV takes the process down with it
+        if opened.done() and opened.exception() is None:
+            opened.result().close()
         return None
 
-
-def _silence(gap_ns: int) -> frozenset[Reason]:
-    if gap_ns > NO_CAMERA_NS:
-        return frozenset({Reason.NO_CAMERA})
-    return frozenset({Reason.FRAMES_STALLED}) if gap_ns > NO_FRAME_NS else frozenset()
-
-
+    def _silence(self, now_ns: int) -> frozenset[Reason]:
+        """Whether frames come. A camera that was lost is back with its first picture, not with its opening."""
+        if self._frame_ns is None or now_ns - self._frame_ns > NO_CAMERA_NS:
+            return frozenset({Reason.NO_CAMERA})
+        return frozenset({Reason.FRAMES_STALLED}) if now_ns - self._frame_ns > NO_FRAME_NS else frozenset()

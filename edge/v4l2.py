@@ -40,6 +40,7 @@ _EFFECT_S = 0.3  # a locked value shows in the pictures after those that were al
 
 # Frames in a row whose time does not rise, after which the driver's clock counts as broken: a second.
 _STUCK_CLOCK_FRAMES = 30
+_STEP_MOST = 10_000  # a number that leaps further was not counted on: the driver has begun to count anew
 # How far a stamp may lie from now and still be on our clock: behind by a full queue, ahead by a driver that stamps the
 # frame's end early.
 _STAMP_BEHIND_NS, _STAMP_AHEAD_NS = 5_000_000_000, 100_000_000
@@ -129,7 +130,7 @@ class UsbCamera(Camera):
             try:
                 # 1 at least, also where a driver does not count or begins anew
                 step = 1 if self._sequence is None else (taken.sequence - self._sequence) % 2**32
-                step = step if 0 < step < 2**31 else 1
+                step = step if 0 < step <= _STEP_MOST else 1
                 self.lost += step - 1
                 self._seq += step
                 self._sequence = taken.sequence

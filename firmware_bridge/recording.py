@@ -33,6 +33,7 @@ MAX_FILE_BYTES = 64 << 20  # about 15 hours of VITALS, WAVE and HELLO
 MAX_MEMORY_BYTES = 8 << 20  # about 2 hours; what a browser may send, too
 MAX_STEP_BYTES = 65_536  # no port delivers more at once
 _MAX_LINE = 2 * MAX_STEP_BYTES + 32
+_MAX_END = 256
 _MAX_MS = 1 << 40
 TICK_MS = 50  # the display is stepped at least so often, as its firmware's loop would
 SESSION_PAUSE_MS = 500  # put between the sessions of a wire file, whose clocks have nothing in common
@@ -68,9 +69,14 @@ class Recording:
                 if line.startswith(b"end "):
                     screen = _end(line, steps, digest.hexdigest(), _name(source))
                     return cls(source, steps, last_ms, screen, complete=True)
-                t_ms, _ = _step(line, steps, _name(source))
-                if t_ms < last_ms:
-                    raise RecordingError(f"{_name(source)}: step {steps + 1} goes back in time; the file is damaged.")
+                try:
+                    t_ms, _ = _step(line, steps, _name(source))
+                    if t_ms < last_ms:
+                        raise RecordingError(f"{_name(source)}: step {steps + 1} goes back in time; the file is damaged.")
+                except RecordingError:
+                    if _has_end(source):
+                        raise
+                    break  # it was cut off, and power lost within a write leaves worse than half a line
                 digest.update(line)
                 steps, last_ms = steps + 1, t_ms
         return cls(source, steps, last_ms, "", complete=False)
@@ -180,6 +186,14 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Whole lines; one that was cut off ends the file."""
     while (line := file.readline(_MAX_LINE)).endswith(b"\n"):
         yield line
+
+
+def _has_end(source: Path | bytes) -> bool:
+    """Whether the last line is one that ends a recording."""
+    with _opened(source) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_END))
+        lines = file.read().splitlines(keepends=True)
+    return bool(lines) and lines[-1].startswith(b"end ") and lines[-1].endswith(b"\n")
 
 
 def _step(line: bytes, number: int, name: str) -> tuple[int, bytes]:

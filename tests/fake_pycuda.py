@@ -6,8 +6,8 @@ It keeps pycuda's rules, the awkward ones above all (read in the source of 2026.
 * an object freed in another thread than it was made in, its context not current, is not freed: a warning, and a leak;
 * memory is filled with rubbish when it is made and when it is freed, copies check both ends, a second `free` raises.
 
-As on a GPU, nothing happens before the stream is synchronised: who reads earlier reads rubbish. What it cannot show: speed,
-kernels, and that a real GPU writes before it is asked to.
+As on a GPU, nothing happens before the stream is synchronised: who reads earlier reads rubbish. A cubin is a library of the
+host here, made by tests/host_nvcc.py. What it cannot show: speed, and that a real GPU writes before it is asked to.
 
 `Machine` is what tests turn and count: see also tests/standin_driver.py, the same over real pycuda.
 """
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import struct
+import tempfile
 import threading
 import warnings
 from collections import Counter
@@ -31,11 +33,13 @@ FRESH, FREED = 0xCD, 0xDD
 
 FAULTS = {"cuInit": 100, "cuDeviceGet": 101, "cuDevicePrimaryCtxRetain": 2, "cuCtxPushCurrent": 201, "cuStreamCreate": 2,
           "cuMemHostAlloc": 2, "cuMemHostGetDevicePointer": 1, "cuMemAlloc": 2, "cuMemcpyHtoDAsync": 1,
-          "cuMemcpyDtoHAsync": 1, "cuStreamSynchronize": 719}
+          "cuMemcpyDtoHAsync": 1, "cuStreamSynchronize": 719, "cuModuleLoadDataEx": 209, "cuModuleGetFunction": 500,
+          "cuLaunchKernel": 1}
 """Calls that can be told to fail, and the driver's number for how."""
 
 _TEXTS = {1: "invalid argument", 2: "out of memory", 100: "no CUDA-capable device is detected", 101: "invalid device ordinal",
-          201: "invalid device context", 400: "invalid resource handle", 719: "unspecified launch failure"}
+          201: "invalid device context", 209: "no kernel image is available for execution on the device",
+          400: "invalid resource handle", 500: "named symbol not found", 719: "unspecified launch failure"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,14 @@ class Machine:
     def live(self) -> dict[str, int]:
         """What exists: device and host allocations, streams, and how often the primary context is retained."""
         return {**{kind: self._live[kind] for kind in ("device", "host", "streams")}, "contexts": self._retained}
+
+    def loaded(self) -> int:
+        """How many modules are."""
+        return self._live["modules"]
+
+    def waiting(self) -> int:
+        """How much work all streams together still have."""
+        return sum(map(len, self._streams.values()))
 
     def depth(self) -> int:
         """How many contexts lie on the driver's stack of this thread."""
@@ -197,12 +209,16 @@ def _make_driver(machine: Machine) -> ModuleType:
     def memcpy_dtoh_async(dest: Any, src: Any, stream: Any = None) -> None:
         machine.copy("cuMemcpyDtoHAsync", dest.ctypes.data, int(src), dest.nbytes, int(src), stream)
 
+    def module_from_buffer(data: bytes) -> Any:
+        return _Module(machine, data)
+
     driver.__dict__.update(
         Error=Error, MemoryError=error("MemoryError"), LogicError=error("LogicError"), LaunchError=error("LaunchError"),
         RuntimeError=error("RuntimeError"), init=init, get_driver_version=lambda: machine.card.driver_version,
         Device=_bound(_Device, machine), Context=_Context, Stream=_bound(_Stream, machine), DeviceAllocation=_DeviceAllocation,
         PagelockedHostAllocation=_PagelockedHostAllocation, mem_alloc=mem_alloc, pagelocked_empty=pagelocked_empty,
-        memcpy_htod_async=memcpy_htod_async, memcpy_dtoh_async=memcpy_dtoh_async,
+        memcpy_htod_async=memcpy_htod_async, memcpy_dtoh_async=memcpy_dtoh_async, module_from_buffer=module_from_buffer,
+        Module=_Module, Function=_Function,
         device_attribute=SimpleNamespace(MULTIPROCESSOR_COUNT=16, INTEGRATED=18),
         host_alloc_flags=SimpleNamespace(PORTABLE=1, DEVICEMAP=2, WRITECOMBINED=4))
     return driver
@@ -385,3 +401,62 @@ class _PagelockedHostAllocation(_Allocation):
         if not self._mapped:
             raise self._machine.error("cuMemHostGetDevicePointer", 1)
         return self._address
+
+
+class _Module(_Owner):
+    def __init__(self, machine: Machine, data: bytes) -> None:
+        self._library: Any = None
+        super().__init__(machine)
+        machine.require_context()
+        machine.call("cuModuleLoadDataEx")
+        with tempfile.NamedTemporaryFile(prefix="cubin-") as file:  # a name of its own: dlopen takes it for the same otherwise
+            file.write(data)
+            file.flush()
+            try:
+                library = ctypes.CDLL(file.name)
+                architecture = ctypes.c_char * 16
+                made_for = architecture.in_dll(library, "architecture").value.decode()
+            except (OSError, ValueError):
+                made_for = "no GPU at all"
+        if made_for != "sm_{}{}".format(*machine.card.compute_capability):
+            raise machine.error("cuModuleLoadDataEx", 209)
+        self._library = library
+        machine._live["modules"] += 1
+
+    def get_function(self, name: str) -> Any:
+        self._machine.require_context()
+        self._machine.call("cuModuleGetFunction")
+        try:
+            launch = getattr(self._library, f"launch_{name}")
+        except AttributeError:
+            raise self._machine.error("cuModuleGetFunction", 500) from None
+        return _Function(self, launch)
+
+    def __del__(self) -> None:
+        if self._library is not None:
+            self._freeing(self._unload)
+
+    def _unload(self) -> None:
+        self._machine._live["modules"] -= 1
+
+
+class _Function:
+    """It keeps its module, as pycuda's does."""
+
+    def __init__(self, module: _Module, launch: Any) -> None:
+        self._module, self._launch = module, launch
+        launch.argtypes = [ctypes.POINTER(ctypes.c_uint), ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
+
+    def prepare(self, arg_types: str) -> Any:
+        self._format = arg_types
+        return self
+
+    def prepared_async_call(self, grid: tuple[int, ...], block: tuple[int, int, int], stream: Any, *args: Any) -> None:
+        machine, packed = self._module._machine, struct.pack(self._format, *args)
+        machine.require_context()
+        machine.call("cuLaunchKernel")
+        dims = (ctypes.c_uint * 6)(*grid, *[1] * (3 - len(grid)), *block)
+        if min(dims) < 1 or not self._launch(dims, packed, len(packed), 0):
+            raise machine.error("cuLaunchKernel", 1)
+        launch = self._launch
+        machine.enqueue(stream.handle, lambda: launch(dims, packed, len(packed), 1))

@@ -64,6 +64,8 @@ class FakeCamera:
     error: set[int] = field(default_factory=set)
     short: set[int] = field(default_factory=set)
     repeat_stamp: set[int] = field(default_factory=set)
+    shift_stamp_s: Callable[[int], float] = lambda seq: 0.0
+    number: Callable[[int], int] = lambda seq: seq  # what the driver says that it is
     stall_at: int | None = None
     unplug_at: int | None = None
     stamps: str = "monotonic"  # or "none", "unflagged", "hours_ahead"
@@ -203,7 +205,7 @@ class FakeKernel(Kernel):
         stamp_ns = {"none": 0, "hours_ahead": at_ns + 3_600_000_000_000}.get(camera.stamps, at_ns - 3_000_000)
         if seq in camera.repeat_stamp:
             stamp_ns -= round(1e9 / camera.fps)
-        return index, len(data), flags, stamp_ns, seq
+        return index, len(data), flags, stamp_ns + round(camera.shift_stamp_s(seq) * 1e9), camera.number(seq) % 2**32
 
     # ---- the calls, by number
 

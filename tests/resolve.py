@@ -17,8 +17,11 @@ from pathlib import Path
 TARGETS = {"JetPack 6": ("3.10", "manylinux_2_35_aarch64"), "JetPack 7": ("3.12", "manylinux_2_39_aarch64")}
 """Python and the newest tag that their C library takes (Ubuntu 22.04 has glibc 2.35, 24.04 has 2.39)."""
 
-KNOWN = {"JetPack 6": {"numpy": "2.2.6", "onnxruntime": "1.23.2"}}
+KNOWN = {"JetPack 6": {"numpy": "2.2.6", "onnxruntime": "1.23.2", "scipy": "1.15.3", "pywavelets": "1.8.0"}}
 """The last releases for cp310: bounds above these would lock JetPack 6 out."""
+
+CHECKED_WITH = ("scipy", "PyWavelets")
+"""What the tests hold the runtime against, there too."""
 
 TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 
@@ -66,7 +69,9 @@ def main() -> int:
     lists = requirements(Path(__file__).resolve().parents[1] / "setup.py")
     wrong = 0
     for name, (version, platform) in TARGETS.items():
-        found = resolve(for_python([*lists["RUNTIME"], *lists["CPU"]], version), version, platform)
+        oracles = [line for line in lists["TEST"] if re.split(r"[^\w-]", line)[0] in CHECKED_WITH]
+        wanted = [*lists["RUNTIME"], *lists["CPU"], *lists["APPLIANCE"], *oracles]
+        found = resolve(for_python(wanted, version), version, platform)
         print(f"{name} (Python {version}, aarch64): " + ", ".join(f"{p} {v}" for p, v in sorted(found.items())))
         for package, newest in KNOWN.get(name, {}).items():
             if tuple(map(int, found[package].split("."))) > tuple(map(int, newest.split("."))):

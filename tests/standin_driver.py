@@ -57,7 +57,7 @@ class StandinDriver:
         self._lib.standin_enqueue.argtypes = [ctypes.c_void_p, _WORK]
         self._waiting: dict[int, Callable[[], object]] = {}
         self._calls: list[Any] = []
-        self._counted_before = [0] * 6
+        self._counted_before = [0] * 7
         self.configure()
 
     @classmethod
@@ -83,9 +83,15 @@ class StandinDriver:
     def live(self) -> dict[str, int]:
         return dict(zip(("device", "host", "streams", "contexts"), self._since()[:4], strict=True))
 
+    def loaded(self) -> int:
+        return self._since()[6]
+
     @property
     def copies(self) -> Counter[str]:
-        return +Counter(dict(zip(("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"), self._since()[4:], strict=True)))
+        return +Counter(dict(zip(("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"), self._since()[4:6], strict=True)))
+
+    def waiting(self) -> int:
+        return int(self._lib.standin_waiting())
 
     def depth(self) -> int:
         return int(self._lib.standin_depth())
@@ -117,7 +123,7 @@ class StandinDriver:
         return [now - before for now, before in zip(self._count(), self._counted_before, strict=True)]
 
     def _count(self) -> list[int]:
-        counts = (ctypes.c_long * 6)()
+        counts = (ctypes.c_long * 7)()
         self._lib.standin_count(counts)
         return list(counts)
 

@@ -89,7 +89,8 @@ def test_a_bad_configuration_is_refused_with_place_and_reason(capsys, clip, tmp_
 
 
 @pytest.mark.parametrize(("make", "expected"), [
-    (lambda p: p / "none.toml", "cannot be read: No such file"), (lambda p: p, "Is a directory"),
+    (lambda p: p / "none.toml", "cannot be read: No such file"), (lambda p: p, "no file; expected a TOML file"),
+    (lambda p: Path("/dev/zero"), "no file; expected a TOML file"),
     (lambda p: "/proc/self/mem", "cannot be read")])
 def test_a_configuration_that_cannot_be_read_is_refused(capsys, clip, tmp_path, make, expected):
     code, _, err = said(capsys, "run", "--source", clip, "--config", make(tmp_path))
@@ -102,6 +103,10 @@ def test_a_configuration_that_cannot_be_read_is_refused(capsys, clip, tmp_path, 
 def a_file(p):
     (p / "device").write_text("no device")
     return p / "device"
+
+
+def below_a_file(p):
+    return a_file(p) / "records"
 
 
 def a_folder(p):
@@ -152,6 +157,8 @@ BAD_DEVICES = {
     "a folder for a port": (["--port", a_folder], ("terminal device",)),
     "another device for a port": (["--port", "/dev/null"], ("/dev/null", "terminal device")),
     "a wire file on a device that is full": (["--wire", "/proc/none"], ("/proc/none", "choose another")),
+    "a file to record in": (["--record", a_file], ("device is a file", "expected a folder")),
+    "a folder to record in, below a file": (["--record", below_a_file], ("device is a file", "expected a folder")),
     "altered weights": (["--weights", altered], ("student_stem_fp32.onnx was altered", "restore it")),
     "weights that are a file": (["--weights", a_file], ("student.json", "restore it")),
     "no TensorRT": (["--backend", "tensorrt"], ("ensor", "--backend onnxruntime")),
@@ -224,5 +231,7 @@ def test_the_doctor_tells_of_a_failed_service_and_a_restless_clock(capsys, tmp_p
 def test_the_doctor_tells_what_ails_another_root(capsys, tmp_path, path, text, line):
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(text)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/null").touch()
     code, out, err = said(capsys, "doctor", "--root", tmp_path)
     assert code == FAULT and err == "" and any(found.startswith(line) and " -> " in found for found in out.splitlines()), out

@@ -129,7 +129,8 @@ def test_colour_without_a_pulse_shows_no_number():
 def test_the_gate_hears_of_the_picture_and_not_of_the_student():
     t = np.arange(512) / FS_HZ
     steady = SKIN_BGR * (1 - 0.01 * PULSE_BGR * np.sin(2 * np.pi * 2.5 * t)[:, None])
-    shown_under = {Reason.MOTION: True, Reason.LIGHT_FLICKER: True, Reason.LOW_FPS: False, Reason.TOO_DARK: False}
+    shown_under = {Reason.MOTION: True, Reason.LIGHT_FLICKER: True, Reason.CAMERA_SHAKE: True, Reason.LOW_FPS: False,
+                   Reason.TOO_DARK: False}
     for condition, shown in shown_under.items():
         baseline = Baseline("pos", NEONATE, FS_HZ)
         values = [baseline.read(steady, np.ones(512, bool), s * 10**9, s * 10**9, {condition}).reading.hr.value_per_min

@@ -39,7 +39,7 @@ from edge.bench_figures import (
 from edge.bench_glass import Glass, Sent, Shown, first_with, off_truth, wrong_shown
 from edge.bench_machine import differences, facts, load_of, parse_tegrastats, read_board, slope_per_h
 from edge.bench_report import html, junit
-from edge.bench_run import FAULTS, Fault, Log, _until, conduct
+from edge.bench_run import FAULTS, Fault, Log, RunError, WallClock, _step, _until, conduct
 from edge.camera import CameraLost, open_camera
 from edge.memory import TIDY_NS, Tidy
 from engines.errors import EngineError
@@ -236,6 +236,56 @@ def test_a_full_disk_is_felt_by_files_and_passes(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], cwd=ROOT, capture_output=True, text=True,
                           timeout=30)
     assert done.stdout.split() == [str(errno.EFBIG), "1"], done.stderr
+
+
+def test_a_read_only_disk_is_read_and_nothing_else(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("here")
+    code = """
+import os, sys
+from pathlib import Path
+from edge.bench_child import Faults
+kept = Path(sys.argv[1])
+new, file = kept.with_name("new"), kept.open("ab", 0)
+Faults().obey("readonly 60")
+print(kept.read_text(), os.open("/dev/null", os.O_WRONLY) > 0)
+for change in (lambda: kept.open("w"), lambda: new.open("w"), new.mkdir, kept.unlink, lambda: kept.rename(new),
+               lambda: file.write(b"x")):
+    try:
+        change()
+    except OSError as e:
+        print(e.errno)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-uc", code, str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["here", "True", *[str(errno.EROFS)] * 5, str(errno.EFBIG)], done.stderr
+    assert kept.read_text() == "here" and list(tmp_path.iterdir()) == [kept]
+
+
+def test_memory_that_is_not_to_be_had_is_felt_and_passes():
+    code = ("import time\nfrom edge.bench_child import Faults\nFaults().obey('memory 0.3')\n"
+            "try:\n    bytearray(200 << 20)\nexcept MemoryError:\n    print('none')\n"
+            "time.sleep(0.6)\nprint(len(bytearray(200 << 20)) >> 20)\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["none", "200"], done.stderr
+
+
+def test_the_wall_clock_is_stepped_for_the_appliance_alone(tmp_path):
+    clock = WallClock(tmp_path)
+    code = ("import datetime, sys, time\nsys.stdin.readline()\nfor now in (time.time(), datetime.datetime.now().timestamp(),\n"
+            "            time.mktime(time.localtime())):\n    print(now)\nprint(time.monotonic())\n")
+    with subprocess.Popen([sys.executable, "-c", code], env=clock.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as child:
+        clock.step(-3600)
+        *walls, monotonic = map(float, child.communicate("go\n", 30)[0].split())
+    assert [wall - time.time() for wall in walls] == pytest.approx([-3600] * 3, abs=10)
+    assert monotonic == pytest.approx(time.monotonic(), abs=10)
+
+
+def test_a_wall_clock_that_nobody_saw_step_is_no_result(tmp_path):
+    log = Log(seconds=[{"wall": time.time()}])
+    with pytest.raises(RunError, match=r"should be \+3600 s off and is [+-]\d"):
+        _step(WallClock(tmp_path), 0.0, log)
 
 
 def test_stages_are_timed_by_the_wall_and_handed_over_once():

@@ -18,6 +18,7 @@ pytest.importorskip("cryptography", reason="bundles need the extra `appliance`")
 from edge.__main__ import main
 from edge.appliance import bundle_make, bundle_store
 from edge.appliance.bundle import (
+    MOST_SERIAL,
     SIGNED_AS,
     Bundle,
     BundleError,
@@ -29,7 +30,7 @@ from edge.appliance.bundle import (
     verify,
 )
 from edge.appliance.bundle_make import make, make_key
-from edge.appliance.bundle_store import current, install, rollback
+from edge.appliance.bundle_store import current, highest, install, rollback
 from edge.config import load_config
 from engines.sidecar import DEFAULT_WEIGHTS, load
 from tests.fake_engine import picture, textured
@@ -152,7 +153,8 @@ def bundle_text(files):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("format", 2), ("id", "../x"), ("id", "current"), ("id", 5), ("program", ["0.1.0"]), ("program", 3), ("files", []),
+    ("format", 3), ("format", "1"), ("id", "../x"), ("id", "current"), ("id", "highest"),
+    ("id", 5), ("program", ["0.1.0"]), ("program", 3), ("files", []),
     ("files", [{"path": "a"}]), ("self_test", {}), ("self_test", {"clip": ["x"], "hr_per_min": 1, "rr_per_min": 1}),
     ("self_test", {"clip": "selftest/clip.avi", "hr_per_min": float("nan"), "rr_per_min": 45}), ("more", 1)])
 def test_a_manifest_that_makes_no_sense_is_refused_even_when_signed(keys, tmp_path, field, value):
@@ -160,6 +162,23 @@ def test_a_manifest_that_makes_no_sense_is_refused_even_when_signed(keys, tmp_pa
     path = sealed(tmp_path / "b", keys / "maker.key", files, change=lambda record: record | {field: value})
     with pytest.raises(BundleError):
         verify(path, keys, RELEASE)
+
+
+@pytest.mark.parametrize("serial", [-1, 1.5, True, "7", 10**18, None])
+def test_a_serial_number_that_is_none_is_refused_even_when_signed(keys, tmp_path, serial):
+    files = [("weights/student.json", b"{}"), ("physvlm.toml", b""), ("selftest/clip.avi", b"x")]
+    path = sealed(tmp_path / "b", keys / "maker.key", files, change=lambda r: r | {"format": 2, "serial": serial})
+    with pytest.raises(BundleError, match="the serial number is none"):
+        verify(path, keys, RELEASE)
+    sealed(path, keys / "maker.key", files, change=lambda r: r | {"format": 2, "serial": 7})
+    assert verify(path, keys, RELEASE).manifest.serial == 7
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "pipe"])
+def test_what_would_never_end_is_not_read(keys, tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BundleError, match="is no file; expected a bundle"):
+        verify(tmp_path / path, keys, RELEASE)
 
 
 def test_sizes_are_bounded_before_anything_is_read(keys, tmp_path, small):
@@ -174,7 +193,7 @@ def test_sizes_are_bounded_before_anything_is_read(keys, tmp_path, small):
 
 
 @pytest.mark.parametrize(("keys_path", "message"), [
-    ("none", "cannot be read"), ("empty", "no public key"), ("text.pub", "no public key in PEM"),
+    ("none", "put your maker's key"), ("empty", "no public key"), ("text.pub", "no public key in PEM"),
     ("maker.key", "no public key")])
 def test_a_key_that_is_none_is_named(keys, small, tmp_path, keys_path, message):
     (tmp_path / "empty").mkdir()
@@ -193,16 +212,20 @@ def test_a_private_key_is_only_its_owner_s_and_never_replaced(keys):
 # --- the store
 
 
+SERIAL = {"old": 1, "one": 1, "two": 2, "new": 2, "three": 3}
+
+
 def unpacked(name):
     """A bundle as `verify` would give it, with weights that nobody runs."""
     files = {"weights/student.json": b"{}", "weights/a.onnx": bytes(200), "physvlm.toml": b"",
              "selftest/clip.avi": name.encode()}
     entries = tuple(Entry(path, len(content), "0" * 64) for path, content in files.items())
-    return Bundle(replace(read_manifest(bundle_text(files.items())), id=name, files=entries), files)
+    manifest = replace(read_manifest(bundle_text(files.items())), id=name, serial=SERIAL[name], files=entries)
+    return Bundle(manifest, files)
 
 
 def held(store):
-    return {p.name for p in store.iterdir() if p.name != ".lock"}
+    return {p.name for p in store.iterdir() if p.name not in (".lock", "highest")}
 
 
 def whole(store):
@@ -232,6 +255,68 @@ def test_a_bundle_that_does_not_prove_itself_is_not_used_and_leaves_nothing(tmp_
     with pytest.raises(BundleError, match="two is not used, one stays: it does not read its clip"):
         install(unpacked("two"), tmp_path, fails)
     assert current(tmp_path) == "one" and whole(tmp_path) and held(tmp_path) == {"one", "current"}
+
+
+def test_an_older_bundle_is_refused_however_well_it_is_signed(tmp_path):
+    install(unpacked("two"), tmp_path, passes)
+    with pytest.raises(BundleError, match=r"one is older \(serial number 1\).*here \(2\).*insist with --allow-older"):
+        install(unpacked("one"), tmp_path, passes)
+    assert current(tmp_path) == "two" and whole(tmp_path) and held(tmp_path) == {"two", "current"}
+    install(unpacked("one"), tmp_path, passes, allow_older=True)
+    assert current(tmp_path) == "one" and highest(tmp_path) == 2  # who insisted once has not said so for ever
+    install(unpacked("three"), tmp_path, passes)
+    with pytest.raises(BundleError, match="older"):
+        install(unpacked("two"), tmp_path, passes)
+
+
+def test_the_highest_serial_number_outlives_the_bundle_that_had_it(tmp_path):
+    install(unpacked("three"), tmp_path, passes)
+    for name in ("one", "two"):
+        install(unpacked(name), tmp_path, passes, allow_older=True)
+    assert held(tmp_path) == {"one", "two", "current"} and highest(tmp_path) == 3
+
+
+def test_rolling_back_works_without_insisting_and_forgets_nothing(tmp_path):
+    for name in ("one", "two", "three"):
+        install(unpacked(name), tmp_path, passes)
+    assert rollback(tmp_path) == ("three", "two") and highest(tmp_path) == 3
+    with pytest.raises(BundleError, match="older"):
+        install(unpacked("one"), tmp_path, passes)
+    install(unpacked("three"), tmp_path, passes)
+    assert current(tmp_path) == "three"
+
+
+def test_a_bundle_that_failed_does_not_keep_others_out(tmp_path):
+    with pytest.raises(BundleError, match="is not used"):
+        install(unpacked("three"), tmp_path, fails)
+    install(unpacked("one"), tmp_path, passes)
+    assert highest(tmp_path) == 1
+
+
+def test_a_store_that_kept_no_serial_number_knows_it_from_what_lies_there(tmp_path):
+    install(unpacked("two"), tmp_path, passes)
+    (tmp_path / "highest").unlink()
+    with pytest.raises(BundleError, match="older"):
+        install(unpacked("one"), tmp_path, passes)
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "9" * 30])
+def test_a_damaged_serial_number_keeps_all_out_until_somebody_insists(tmp_path, text):
+    install(unpacked("two"), tmp_path, passes)
+    (tmp_path / "highest").write_text(text)
+    with pytest.raises(BundleError, match="is damaged: expected the highest serial number"):
+        install(unpacked("three"), tmp_path, passes)
+    install(unpacked("three"), tmp_path, passes, allow_older=True)
+    assert current(tmp_path) == "three" and highest(tmp_path) == 3
+
+
+def test_a_bundle_of_the_first_format_is_read_and_its_date_is_its_serial_number(small, keys, tmp_path):
+    with tarfile.open(small) as tar:
+        assert json.loads(tar.extractfile("manifest.json").read())["format"] == 1
+    assert verify(small, keys, RELEASE).manifest.serial == 20261124000000
+    files = [("weights/student.json", b"{}"), ("physvlm.toml", b""), ("selftest/clip.avi", b"x")]
+    undated = sealed(tmp_path / "b", keys / "maker.key", files, change=lambda record: record | {"created": "today"})
+    assert verify(undated, keys, RELEASE).manifest.serial == 0
 
 
 def test_nothing_current_cannot_be_rolled_back_and_a_current_one_not_installed_again(tmp_path):
@@ -302,6 +387,7 @@ def test_power_lost_at_any_step_leaves_the_old_one_or_the_new_one_whole(tmp_path
         done = dies_at(step, lambda s=store: rollback(s) if what == "rollback" else install(unpacked("new"), s, passes))
         now = current(store)
         assert now in (before, after) and whole(store), step
+        assert highest(store) >= SERIAL[now], step
         seen.add(now)
         if now == before:  # and it can be done again
             if what == "rollback":
@@ -358,6 +444,15 @@ def test_a_bundle_goes_from_the_maker_to_the_device_and_runs(capsys, bundle_file
     assert load_config(tmp_path / "current" / "physvlm.toml").camera.roi == "full" and spec.parity is not None
     code, out, err = run(capsys, "rollback", "--store", tmp_path)
     assert code == FAULT and "nothing to go back to" in err and "Traceback" not in err
+    made = highest(tmp_path)
+    assert 20261101000000 < made < MOST_SERIAL  # the date and time of making, where nothing else was said
+    (tmp_path / "highest").write_text(f"{made + 1}\n")
+    shutil.rmtree(tmp_path / "good")
+    (tmp_path / "current").unlink()
+    code, out, err = run(capsys, "install", bundle_file, "--keys", keys, "--store", tmp_path)
+    assert code == FAULT and f"good is older (serial number {made})" in err and current(tmp_path) is None
+    code, out, err = run(capsys, "install", bundle_file, "--keys", keys, "--store", tmp_path, "--allow-older")
+    assert code == OK and current(tmp_path) == "good", err
 
 
 def test_other_weights_that_read_the_clip_wrongly_are_not_used(capsys, bundle_file, keys, tmp_path, clip):
@@ -390,6 +485,7 @@ def test_the_maker_s_own_program_refuses_to_sign_what_fails(capsys, keys, tmp_pa
 @pytest.mark.parametrize(("change", "message"), [
     ({"--key": "none"}, "cannot be read"), ({"--key": "maker.pub"}, "private key"), ({"--weights": "/nowhere"}, "no sidecar"),
     ({"--clip": "/nowhere"}, "cannot be read"), ({"--settings": "port.toml"}, "belong to the device"),
+    ({"--serial": "-5"}, "the serial number is none"),
     ({"--min": "one"}, "numbers with dots"), ({"--min": "9.0"}, "newer than the newest"), ({"--id": "A/B"}, "no plain name")])
 def test_what_cannot_be_made_is_refused_with_the_reason(capsys, keys, tmp_path, clip, change, message):
     (tmp_path / "port.toml").write_text('[serial]\nport = "/dev/ttyS0"\n')
@@ -399,6 +495,13 @@ def test_what_cannot_be_made_is_refused_with_the_reason(capsys, keys, tmp_path, 
         args["--settings"] = tmp_path / args["--settings"]
     code, _, err = run(capsys, "make", tmp_path / "b.pvb", *(str(x) for pair in args.items() for x in pair))
     assert code == FAULT and message in err and not (tmp_path / "b.pvb").exists()
+
+
+def test_without_onnx_runtime_a_bundle_is_not_proven_and_the_line_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle_store, "find_spec", lambda name: None)
+    with pytest.raises(BundleError, match="pip install onnxruntime"):
+        install(unpacked("one"), tmp_path)
+    assert current(tmp_path) is None
 
 
 def test_without_cryptography_it_says_what_to_install(capsys, small, keys, monkeypatch):

@@ -127,6 +127,16 @@ def test_replay_imports_nothing_of_the_lab_and_no_heavy_package(clip):
     assert not loaded & {"torch", "scipy", "pywt", "onnx", "matplotlib", "av", "tensorrt", "calibration", "distillation"}
 
 
+def test_nothing_is_told_to_the_makers_of_onnx_runtime(clip, tmp_path):
+    """Its official builds keep a number for this machine, and a database of reports to be sent, unless they are told not to."""
+    places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    keep = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")}
+    done = subprocess.run([sys.executable, "-m", "edge", "replay", clip, "--json", "-"], cwd=ROOT, env=keep | places,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == OK, done.stderr
+    assert list(tmp_path.rglob("*")) == []
+
+
 # --- what cannot be used
 
 

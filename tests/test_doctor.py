@@ -6,20 +6,26 @@ import errno
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from edge.__main__ import main
 from edge.appliance import check_machine, check_parts
-from edge.appliance.doctor import Case, Finding, Level, as_json, case_of, examine, table
-from edge.appliance.install import CONFIG, JOURNAL, RULES, UNIT, Settings, apply, device_id
+from edge.appliance.devices import device_id
+from edge.appliance.doctor import Case, Finding, Level, as_json, case_of, examine, runnable, table
+from edge.appliance.install import CONFIG, JOURNAL, RULES, UNIT, Settings, apply
 from edge.appliance.system import Disk, Ran, System, run_command
 from edge.camera import CameraError
 from edge.config import CameraConfig, Config, SerialConfig
 from firmware_bridge.frame import Sender
 from firmware_bridge.messages import Status
 from firmware_bridge.port import LinkError
+from tests.test_install import usb_device
 
 MS = 1_000_000
 
@@ -89,7 +95,8 @@ class Bench:
 
     def __init__(self, root):
         self.root, self.said, self.clock = root, dict(SAID), [0]
-        self.versions = {"numpy": "2.2.6", "pyserial": "3.5", "onnxruntime": "1.23.2", "tensorrt": "10.3.0"}
+        self.versions = {"numpy": "2.2.6", "pyserial": "3.5", "onnxruntime": "1.23.2", "tensorrt": "10.3.0", "pycuda": "2025.1",
+                         "cryptography": "45.0"}
         self.picture = lambda source: Picture("locked: exposure 10 ms")
         self.answers = status_bytes()
         self.port_error = None
@@ -160,7 +167,7 @@ def bench(tmp_path, monkeypatch):
 def test_on_a_well_machine_every_check_is_well(bench):
     found = bench.findings()
     assert {f.check: f.level for f in found.values() if f.level not in (Level.OK, Level.NONE)} == {}
-    assert {name for name, f in found.items() if f.level is Level.NONE} == {"tensorrt", "gstreamer", "bundle"}
+    assert {name for name, f in found.items() if f.level is Level.NONE} == {"tensorrt", "gstreamer", "bundle", "record"}
     assert "JetPack 6.1 or 6.2 (L4T 36.4.3)" in found["jetpack"].text and "7 frames taken" in found["display"].text
     assert "exposure 10 ms" in found["camera"].text and "MAXN" in found["power"].text
 
@@ -235,6 +242,34 @@ def altered_weights(b):
     b.set("model", weights="/w")
 
 
+def usb_camera(*ports):
+    """Cameras alike at these USB ports, as sysfs shows them."""
+    def ill(b):
+        for n, port in enumerate(ports):
+            usb_device(b.root, "video4linux", f"video{2 * n}", port, "046d", "0825", index="0")
+
+    return ill
+
+
+def records(folder="/data/records", owner_bits=0o777, unit="/data", **keys):
+    """Recording is on, in a folder with these permissions that the unit lets the service write."""
+    def ill(b):
+        b.set("record", folder=folder, **({"max_mb": 100} | keys))
+        at = b.root / folder.lstrip("/")
+        at.mkdir(parents=True, exist_ok=True)
+        at.chmod(owner_bits)
+        b.write(UNIT, (b.root / UNIT.lstrip("/")).read_text() + f"ReadWritePaths=-{unit}\n")
+
+    return ill
+
+
+def a_file_to_record_in(b):
+    b.write("/data/records", "")
+    b.set("record", folder="/data/records")
+
+
+DPKG = "Package: python3-libnvinfer\nStatus: install ok installed\nVersion: 10.3.0.30-1+cuda12.5\n"
+OF_BUNDLE = config("model", weights="/var/lib/physvlm/bundles/current/weights")
 FAULT, WARN, NONE, OK = Level.FAULT, Level.WARN, Level.NONE, Level.OK
 ILL = {
     "no Jetson": (gone("/etc/nv_tegra_release"), "jetpack", NONE, "no Jetson", ""),
@@ -246,6 +281,16 @@ ILL = {
     "no onnxruntime": (lambda b: b.versions.pop("onnxruntime"), "packages", FAULT, "onnxruntime", "pip install"),
     "no TensorRT": (trt(None), "tensorrt", FAULT, "not installed", "apt-get install python3-libnvinfer"),
     "pip's TensorRT": (trt("10.14.1"), "tensorrt", FAULT, "does not belong to JetPack 6.1 or 6.2", "pip uninstall tensorrt"),
+    "JetPack's TensorRT out of sight": (both(trt(None), written("/var/lib/dpkg/status", DPKG)), "tensorrt", FAULT,
+                                        "TensorRT 10.3.0.30 is JetPack's, and this environment does not see it",
+                                        "python3.10 -m venv --clear --system-site-packages"),
+    "JetPack 5's TensorRT": (trt("8.5.2.2", "35.4.1"), "tensorrt", NONE, "see jetpack", ""),
+    "JetPack 5's Python": (both(trt("8.5.2.2", "35.4.1"), attr(python=(3, 10))), "python", OK, "3.10", ""),
+    "no pycuda": (both(trt("10.3.0"), lambda b: b.versions.pop("pycuda")), "packages", FAULT, "pycuda", "physvlm-edge[jetson]"),
+    "a bundle and nothing to prove it on": (both(trt("10.3.0"), OF_BUNDLE, lambda b: b.versions.pop("onnxruntime")),
+                                            "packages", FAULT, "not installed: onnxruntime", "pip install 'onnxruntime'"),
+    "a bundle and nothing to verify it with": (both(OF_BUNDLE, lambda b: b.versions.pop("cryptography")),
+                                               "packages", FAULT, "not installed: cryptography", "'cryptography'"),
     "TensorRT of 7.2": (trt("10.16.2", "39.2.0"), "tensorrt", OK, "10.16.2", ""),
     "TensorRT 11 on JetPack 6": (trt("11.4.1"), "tensorrt", FAULT, "11.4.1", "reinstall python3-libnvinfer"),
     "no GStreamer": (both(config("camera", source="csi:0"), said("ldconfig -p", "libc.so")),
@@ -255,6 +300,7 @@ ILL = {
     "no power mode": (said("nvpmodel -q", "error"), "power", WARN, "does not tell", "sudo nvpmodel"),
     "moving clocks": (written("/sys/devices/system/cpu/cpufreq/policy0/scaling_min_freq", "115200"),
                       "clocks", WARN, "115-2201 MHz", "jetson_clocks"),
+    "no clocks": (gone("/sys/devices/system/cpu/cpufreq/policy0/scaling_min_freq"), "clocks", NONE, "no clock to be read", ""),
     "warm": (written("/sys/class/thermal/thermal_zone0/temp", "85000"), "heat", WARN, "85 degrees", "fan"),
     "hot": (written("/sys/class/thermal/thermal_zone0/temp", "97000"), "heat", FAULT, "97 degrees", "fan"),
     "little memory": (written("/proc/meminfo", "MemAvailable: 400000 kB\n"), "memory", WARN, "390 MB", "desktop"),
@@ -270,6 +316,11 @@ ILL = {
     "not enabled": (said("systemctl is-enabled physvlm", "disabled"), "service", WARN, "disabled", "enable --now"),
     "failed": (said("systemctl is-active physvlm", "failed"), "service", FAULT, "failed", "journalctl -u physvlm"),
     "no rules": (gone(RULES), "names", FAULT, "no rule gives", "physvlm install --camera"),
+    "one of two cameras": (usb_camera("1-2", "1-3"), "names", FAULT,
+                           "any of 2 devices that fit 046d:0825: video0 (USB port 1-2)", "--camera VENDOR:PRODUCT:SERIAL"),
+    "one camera": (usb_camera("1-2"), "names", OK, "/dev/physvlm-camera", ""),
+    "rules not read yet": (both(usb_camera("1-2"), gone("/dev/physvlm-camera")), "names", FAULT,
+                           "video0 fits 046d:0825, and udev has not made", "udevadm control --reload && sudo udevadm trigger"),
     "no camera": (gone("/dev/physvlm-camera"), "camera", FAULT, "found: video0", "lsusb"),
     "camera of others": (lambda b: (b.root / "dev/video0").chmod(0o600),
                          "camera", FAULT, "physvlm may not use", "usermod -aG video"),
@@ -290,6 +341,9 @@ ILL = {
     "port held by ModemManager": (lambda b: b.holds(91, "ModemManager", b.root / "dev/ttyUSB0"), "port", FAULT, "ModemManager",
                                   "disable --now ModemManager"),
     "kernel's console": (written("/proc/cmdline", "console=ttyUSB0,115200"), "rivals", FAULT, "console", "extlinux.conf"),
+    "console of a port with a longer name": (written("/proc/cmdline", "console=ttyUSB01,115200"), "rivals", OK, "nobody", ""),
+    "login prompt": (said("systemctl is-active serial-getty@ttyUSB0", "active"), "rivals", FAULT, "login prompt on ttyUSB0",
+                     "systemctl mask --now serial-getty@ttyUSB0"),
     "ModemManager about": (both(said("systemctl is-active ModemManager", "active"), written(RULES, "")),
                            "rivals", WARN, "AT commands",
                            "physvlm install --display"),
@@ -300,6 +354,17 @@ ILL = {
     "no weights": (config("model", weights="/nowhere"), "weights", FAULT, "no sidecar", "physvlm-edge"),
     "altered weights": (altered_weights, "weights", FAULT, "was altered", "physvlm-edge"),
     "no plans": (both(trt("10.3.0"), config("model", engine_cache="/plans")), "engine", FAULT, "no plans", "physvlm prepare"),
+    "records": (records(), "record", OK, "/data/records, 0 of 100 MB", ""),
+    "records where systemd makes the place": (config("record", folder="/var/lib/physvlm/records/x", max_mb=16), "record", OK,
+                                              "0 of 16 MB", ""),
+    "records in a file": (a_file_to_record_in, "record", FAULT, "is a file; expected a folder", "[record] folder"),
+    "records that the unit shuts out": (records(unit="/elsewhere"), "record", FAULT, "may write only below",
+                                        "--data /data/records"),
+    "records of others": (records(owner_bits=0o755), "record", FAULT, "physvlm may not write", "sudo install -d -o physvlm"),
+    "records on a read-only disk": (both(records(), attr(space=Disk(5 << 30, True))),
+                                    "record", FAULT, "read-only", "remount,rw"),
+    "records without room": (both(records(), attr(space=Disk(90 << 20, False))),
+                             "record", WARN, "90 MB free", "[record] max_mb"),
     "bundle of nothing": (a_bundle_that_leads_nowhere, "bundle", FAULT, "leads nowhere", "bundle install"),
     "bundle not installed": (config("model", weights="/var/lib/physvlm/bundles/current/weights"), "bundle", FAULT, "no bundle",
                              "bundle install"),
@@ -314,6 +379,77 @@ def test_what_is_wrong_is_found_and_said_with_what_mends_it(bench, name):
     assert found.level is level and text in found.text and mend in found.mend, found
     assert (found.level in (Level.WARN, Level.FAULT)) == bool(found.mend)
     assert "\n" not in table([found]).splitlines()[0] and len(found.text) < 400
+
+
+@pytest.mark.parametrize(("mend", "runs"), [
+    ("sudo physvlm install --apply", "sudo /opt/p/physvlm install --apply"),
+    ("dmesg | tail", "dmesg | tail"), ("sudoedit /etc/physvlm/physvlm.toml", "sudoedit /etc/physvlm/physvlm.toml"),
+    ("sudo -u physvlm physvlm prepare --config /etc/physvlm/physvlm.toml",
+     "sudo -u physvlm /opt/p/physvlm prepare --config /etc/physvlm/physvlm.toml"),
+    ("sudo usermod -aG video physvlm; sudo systemctl restart physvlm",
+     "sudo usermod -aG video physvlm; sudo systemctl restart physvlm"),
+    ("pip uninstall tensorrt", f"{sys.executable} -m pip uninstall tensorrt")])
+def test_a_command_that_mends_runs_from_any_shell(mend, runs):
+    """sudo searches no environment of Python, and of pip there are many."""
+    assert runnable(mend, "/opt/p/physvlm").removeprefix("sudo " * ("pip" in mend and os.geteuid() != 0)) == runs
+    assert runnable("sudo physvlm doctor") == f"sudo {Path(sys.executable).with_name('physvlm')} doctor"
+
+
+def test_the_command_that_mends_is_that_of_the_installed_program(bench):
+    bench.write("/etc/systemd/journald.conf", "[Journal]\n")
+    (bench.root / JOURNAL.lstrip("/")).unlink()
+    assert bench.findings()["log"].mend == "sudo /opt/bin/physvlm install --apply"
+
+
+def test_the_configuration_is_that_which_the_service_runs_with(bench):
+    apply(Settings("/opt/bin/physvlm", root=bench.root, bundle=True))
+    bench.write("/var/lib/physvlm/bundles/current/physvlm.toml", '[vitals]\nprofile = "adult"\n')
+    case = case_of(bench.system(), None)
+    assert case.config.vitals.profile == "adult" and case.config.model.engine_cache == "/var/cache/physvlm"
+    bench.write("/var/lib/physvlm/bundles/current/physvlm.toml", "[vitals\n")
+    found = {f.check: f for f in examine(case_of(bench.system(), None))}
+    assert found["config"].level is Level.FAULT and found["config"].mend.endswith("physvlm bundle rollback")
+
+
+def test_a_check_that_breaks_is_one_fault_and_spares_the_others(bench):
+    bench.write("/etc/passwd", "physvlm:x:many:990::/var/lib/physvlm:/sbin/nologin\n")
+    found = bench.findings()
+    assert found["service"].level is Level.FAULT and "this check broke: ValueError" in found["service"].text
+    assert found["memory"].level is Level.OK and len(found) == 22
+
+
+@pytest.mark.parametrize("closed", ["etc", "etc/systemd", "var/cache/physvlm", "var/lib/physvlm"])
+def test_what_may_not_be_read_is_said_and_is_no_traceback(tmp_path, closed):
+    root = tmp_path / "root"
+    root.mkdir()
+    apply(Settings("/opt/bin/physvlm", root=root, bundle=True, config={"model.backend": "tensorrt"}))
+    (root / "var/cache/physvlm").mkdir(parents=True)
+    (root / closed).chmod(0)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if drop and shutil.which("setpriv") is None:
+        pytest.skip("no setpriv here (util-linux)")
+    try:
+        done = subprocess.run([*drop, sys.executable, "-m", "edge", "doctor", "--root", str(root)], capture_output=True,
+                              text=True, cwd=Path(__file__).parents[1], timeout=60)
+    finally:
+        (root / closed).chmod(0o755)
+    assert done.returncode == 1 and done.stderr == "" and "broke" not in done.stdout, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 23
+
+
+@pytest.mark.parametrize(("release", "version", "level"), [
+    ("35.4.1", "8.5.2.2-1+cuda11.4", Level.NONE), ("36.4.3", "10.3.0.30-1+cuda12.5", Level.OK),
+    ("38.2.0", "1:10.13.3.9-1+cuda13.0", Level.OK), ("36.4.3", "10.13.3.9-1+cuda13.0", Level.FAULT)])
+def test_of_an_image_tensorrt_is_what_its_packages_say(tmp_path, release, version, level):
+    apply(Settings("/opt/bin/physvlm", root=tmp_path, config={"model.backend": "tensorrt"}))
+    (tmp_path / "etc/nv_tegra_release").write_text(f"# R{release[:2]} (release), REVISION: {release[3:]}, GCID: 1\n")
+    (tmp_path / "var/lib/dpkg").mkdir()
+    (tmp_path / "var/lib/dpkg/status").write_text("Package: libc6\nStatus: install ok installed\nVersion: 2.35\n\n"
+                                                  + DPKG.replace("10.3.0.30-1+cuda12.5", version))
+    found = {f.check: f for f in examine(case_of(System(tmp_path), None))}
+    assert found["tensorrt"].level is level and found["python"].level is Level.NONE
+    assert found["jetpack"].level is (Level.FAULT if release.startswith("35") else Level.OK)
+    assert found["camera"].level is Level.NONE and found["weights"].level is Level.NONE
 
 
 def test_plans_of_another_release_are_found_before_the_next_start(bench):
@@ -356,7 +492,7 @@ def test_on_this_machine_it_looks_and_tells_in_lines_and_in_json(capsys, tmp_pat
     code = main(["doctor", "--config", str(tmp_path / "c.toml")])
     lines = capsys.readouterr().out.splitlines()
     assert code == 1 and all(re.match(r"(OK|-|WARN|FAULT) +\w+ +\S", line) for line in lines[:-1])
-    assert len(lines) == 1 + len(check_machine.CHECKS) + 10
+    assert len(lines) == 1 + len(check_machine.CHECKS) + 11
     assert any(line.startswith("FAULT camera") and "/dev/none" in line for line in lines)
     code = main(["doctor", "--config", str(tmp_path / "c.toml"), "--json"])
     told = json.loads(capsys.readouterr().out)
@@ -378,9 +514,6 @@ def test_a_command_that_hangs_or_is_not_there_is_none(monkeypatch):
 
 
 def test_who_has_a_device_open_is_found_in_this_machine_s_own_proc(tmp_path):
-    import subprocess
-    import sys
-
     path = tmp_path / "device"
     path.touch()
     script = "import sys; held = open(sys.argv[1]); print(flush=True); sys.stdin.read()"

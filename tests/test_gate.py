@@ -35,7 +35,7 @@ class Bedside:
 
     def hop(self, hr: float | None = 140.0, rr: float | None = 45.0, quality: float = 0.9, *,
             rr_quality: float | None = None, conditions: Sequence[Reason] = (), hr_conditions: Sequence[Reason] = (),
-            late_s: float = 0.1, step_s: float = 1.0, valid_s: float = 100.0,
+            rr_conditions: Sequence[Reason] = (), late_s: float = 0.1, step_s: float = 1.0, valid_s: float = 100.0,
             gap: tuple[float, float] | None = None) -> Reading:
         self.now_s += step_s
         wave = waveform(self.now_s - late_s, valid_s, gap)
@@ -43,7 +43,7 @@ class Bedside:
                               0.0 if rr is None else quality if rr_quality is None else rr_quality, wave.t_end_ns)
         self.wave = wave
         return self.gate.update(self.found, wave, frozenset(conditions), round(self.now_s * S),
-                                hr_conditions=frozenset(hr_conditions))
+                                hr_conditions=frozenset(hr_conditions), rr_conditions=frozenset(rr_conditions))
 
     def again(self, later_s: float) -> Reading:
         self.now_s += later_s
@@ -162,10 +162,17 @@ def test_before_the_first_waveform_it_is_starting(bed):
     assert reading.rr.age_s == 3.0 and reading.rr.state == State.SEARCHING
 
 
-def test_after_waveforms_their_absence_is_stale(bed):
+def test_after_what_was_seen_is_forgotten_it_is_starting_again(bed):
     bed.hops(5)
-    reading = bed.gate.no_estimate(round((bed.now_s + 1) * S), frozenset())
-    assert tells(reading.hr) == (None, State.STALE, Reason.FRAMES_STALLED)
+    lost = bed.gate.no_estimate(round((bed.now_s + 1) * S), frozenset({Reason.NO_CAMERA}))
+    assert tells(lost.hr) == (None, State.FAULT, Reason.NO_CAMERA)
+    back = bed.gate.no_estimate(round((bed.now_s + 2) * S), frozenset())
+    assert tells(back.hr) == tells(back.rr) == (None, State.SEARCHING, Reason.STARTING)
+    assert back.hr.age_s == pytest.approx(2.1), "still of the newest frame behind it"
+    stalled = bed.gate.no_estimate(round((bed.now_s + 4) * S), frozenset({Reason.FRAMES_STALLED}))
+    assert tells(stalled.hr) == (None, State.STALE, Reason.FRAMES_STALLED)
+    bed.now_s += 4
+    assert values(bed.hops(3)) == [None, None, 140.0]
 
 
 # ---- staleness
@@ -246,6 +253,25 @@ def test_a_heart_no_faster_than_the_breath_shows_neither(bed):
 
 def test_a_breath_too_poor_to_show_does_not_take_the_heart_along(bed):
     assert [bed.hop(80.0, 75.0, rr_quality=0.2) for _ in range(3)][-1].hr.value_per_min == 80.0
+
+
+@pytest.mark.parametrize("reason", [Reason.LIGHT_FLICKER, Reason.CAMERA_SHAKE])
+@pytest.mark.parametrize(("hr", "imitated", "shown"), [
+    (61.0, 18.0, False), (120.0, 18.0, False),  # the breath that is hidden may be so fast
+    (132.0, 66.0, False), (135.0, 45.5, False), (144.4, 24.1, False),  # overtones
+    (121.0, 18.0, True), (150.0, 34.0, True)])
+def test_beside_what_imitates_a_breath_a_pulse_must_be_neither_it_nor_the_breath(bed, hr, imitated, shown, reason):
+    bed.hops(5, hr=hr, rr=40.0)
+    readings = [bed.hop(hr, imitated, rr_conditions=[reason]) for _ in range(5)]
+    assert {tells(each.rr) for each in readings} == {(None, State.INVALID, reason)}
+    assert {tells(each.hr) for each in readings} == {(hr, State.VALID, Reason.NONE) if shown else (None, State.INVALID, reason)}
+
+
+def test_an_overtone_is_still_one_when_what_made_it_cannot_be_read_any_more(bed):
+    bed.hop(144.4, 24.1, rr_conditions=[Reason.CAMERA_SHAKE])
+    later = bed.hops(12, hr=144.4, rr=None)
+    assert values(later) == [None] * 10 + [144.4] * 2  # eight seconds, and then two hops that agree with a third
+    assert {tells(each.hr) for each in later[:8]} == {(None, State.INVALID, Reason.CAMERA_SHAKE)}
 
 
 # ---- quality

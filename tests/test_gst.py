@@ -641,6 +641,12 @@ def test_a_pipeline_that_cannot_be_played_is_refused(test_source, pipeline, mess
     assert str(caught.value).startswith(f"gst:{pipeline}: ")
 
 
+def test_what_has_no_format_is_refused_without_a_word_of_gstreamers_own(test_source, capfd):
+    with pytest.raises(CameraError, match="pictures arrive without a format; put videoconvert"):
+        open_camera("gst:fakesrc ! appsink name=sink")
+    assert capfd.readouterr().err == ""
+
+
 def test_an_error_on_the_way_is_a_lost_camera(test_source):
     with open_camera("gst:videotestsrc is-live=true ! video/x-raw,framerate=60/1 ! identity error-after=8 ! videoconvert"
                      ) as camera, pytest.raises(CameraLost, match="gst-launch-1.0"):

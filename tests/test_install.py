@@ -6,20 +6,25 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edge.__main__ import main
+from edge.appliance.devices import InstallError, device_id, of_rule, plugged_in
 from edge.appliance.install import (
     BACKUP,
+    CACHE,
+    CAMERA,
     CONFIG,
+    DISPLAY,
+    RECORDS,
     RULES,
     UNIT,
-    InstallError,
+    WANTED,
     Settings,
     apply,
-    device_id,
     planned,
     preview,
     udev_rules,
@@ -53,7 +58,7 @@ def test_a_dry_run_prints_every_file_whole_and_writes_none(capsys, tmp_path):
     assert code == OK and not list(tmp_path.iterdir())
     for file in planned(settings(tmp_path)):
         assert f"=== new: {file.path}\n{file.text.rstrip()}" in out
-    assert "nothing was written" in out and "systemctl enable --now physvlm" in out
+    assert "nothing was written" in out and "systemctl enable physvlm" in out
 
 
 def test_apply_writes_what_the_dry_run_printed_and_a_second_time_nothing(capsys, tmp_path):
@@ -90,6 +95,45 @@ def test_a_configuration_that_is_there_stays_and_what_it_lacks_is_said(capsys, t
     assert "is yours and stays; set there: serial.port = '/dev/physvlm-display'" in out
 
 
+def test_a_later_call_with_one_flag_leaves_the_rest_as_it_was(capsys, tmp_path):
+    """Each command that the doctor names gives the one flag that mends something."""
+    install(capsys, tmp_path, "--apply", "--camera", "046d:0825:A1", "--display", "1-2.3", "--user", "nurse", "--data", "/data",
+            "--bundle")
+    before = all_files(tmp_path)
+    code, out, _ = install(capsys, tmp_path, "--apply")
+    assert code == OK and all_files(tmp_path) == before and "changed" not in out
+    install(capsys, tmp_path, "--apply", "--display", "ttyTHS1")
+    rules = at(tmp_path, RULES).read_text()
+    assert of_rule(rules, CAMERA) == device_id("046d:0825:A1") and of_rule(rules, DISPLAY) == device_id("ttyTHS1")
+    install(capsys, tmp_path, "--apply", "--camera", "none", "--no-bundle", "--data", "none")
+    unit = at(tmp_path, UNIT).read_text()
+    assert of_rule(at(tmp_path, RULES).read_text(), CAMERA) is None and "User=nurse" in unit
+    assert "bundles" not in unit and "ReadWritePaths=-" not in unit
+
+
+def test_the_program_is_that_of_last_time_as_long_as_it_is_there(capsys, tmp_path):
+    install(capsys, tmp_path, "--apply")
+    assert main(["install", "--root", str(tmp_path)]) == OK
+    assert f"-ExecStart={PROGRAM}" in capsys.readouterr().out  # it is not there: this environment's takes its place
+    at(tmp_path, PROGRAM).parent.mkdir(parents=True)
+    at(tmp_path, PROGRAM).touch()
+    assert main(["install", "--root", str(tmp_path)]) == OK
+    assert f"=== same: {UNIT}" in capsys.readouterr().out
+
+
+def test_what_the_service_may_write_are_the_places_that_its_unit_gives_it(capsys, tmp_path):
+    code, _, err = install(capsys, tmp_path, "--apply", "--data", "/data", "--record", "/data/records", "--cache",
+                           f"{CACHE}/engines", "--wire", f"{RECORDS}/wire")
+    unit = at(tmp_path, UNIT).read_text()
+    assert code == OK and "ReadWritePaths=-/data\n" in unit, err
+    assert f"/var/cache/{re.search('CacheDirectory=(.*)', unit)[1]}" == CACHE
+    assert f"/var/lib/{re.search('StateDirectory=(.*)', unit)[1]}" == RECORDS
+    folders = dict(re.findall(r"\b([A-Z_]+)=(/\S+)", "\n".join(re.findall("^Environment=(.*)", unit, re.MULTILINE))))
+    assert {"XDG_CACHE_HOME", "GST_REGISTRY", "CUDA_CACHE_PATH", "TMPDIR"} == set(folders)
+    writable = (CACHE, f"/run/{re.search('RuntimeDirectory=(.*)', unit)[1]}")
+    assert all(Path(folder).is_relative_to(writable[name == "TMPDIR"]) for name, folder in folders.items())
+
+
 def test_what_is_replaced_is_shown_as_a_difference_and_kept_beside(capsys, tmp_path):
     at(tmp_path, UNIT).parent.mkdir(parents=True)
     at(tmp_path, UNIT).write_text("[Unit]\nDescription=an older one\n")
@@ -110,9 +154,48 @@ def test_uninstalling_puts_back_what_was_there_and_keeps_what_was_edited(capsys,
     before = all_files(tmp_path)
     code, out, _ = install(capsys, tmp_path, "--uninstall")
     assert code == OK and all_files(tmp_path) == before and "nothing was removed" in out
+    at(tmp_path, WANTED).parent.mkdir()
+    at(tmp_path, WANTED).symlink_to(UNIT)
     install(capsys, tmp_path, "--uninstall", "--apply")
     assert all_files(tmp_path) == {UNIT[1:]: "an older one\n", CONFIG[1:] + BACKUP: "# edited\n"}
+    assert at(tmp_path, WANTED).is_symlink()  # of the older unit, which is there again
     assert "nothing was installed" in install(capsys, tmp_path, "--uninstall", "--apply")[1]
+
+
+def test_uninstalling_takes_the_service_out_of_the_start_too(capsys, tmp_path):
+    """systemctl cannot disable a unit whose file is gone."""
+    install(capsys, tmp_path, "--apply")
+    at(tmp_path, WANTED).parent.mkdir()
+    at(tmp_path, WANTED).symlink_to(UNIT)
+    code, out, _ = install(capsys, tmp_path, "--uninstall")
+    assert code == OK and f"removed: {WANTED}" in out and at(tmp_path, WANTED).is_symlink()
+    code, out, _ = install(capsys, tmp_path, "--uninstall", "--apply")
+    assert code == OK and not at(tmp_path, WANTED).is_symlink() and not all_files(tmp_path)
+    assert "systemctl stop physvlm-recover physvlm" in out and "systemctl disable" not in out
+
+
+@pytest.mark.parametrize("args", [[], ["--apply"], ["--uninstall"], ["--uninstall", "--apply"]], ids=" ".join)
+@pytest.mark.parametrize("closed", ["etc/systemd", "var/lib"])
+def test_a_folder_that_may_not_be_entered_is_said_in_one_line(tmp_path, args, closed):
+    """As a user without sudo meets it; for root, without the right to pass over permissions."""
+    (tmp_path / "root" / closed).mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    (tmp_path / "root" / closed).chmod(0)
+    drop = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("no setpriv here (util-linux)")
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    try:
+        done = subprocess.run([*drop, sys.executable, "-m", "edge", "install", "--root", str(tmp_path / "root"), *args],
+                              cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    finally:
+        (tmp_path / "root" / closed).chmod(0o755)
+    if done.returncode == OK:  # its files lie elsewhere
+        assert closed == "etc/systemd" and "--uninstall" in args
+        return
+    assert done.returncode == USAGE and "Permission denied" in done.stderr and "sudo" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("physvlm: ")
 
 
 def test_a_write_that_fails_leaves_whole_files_and_can_be_repeated(tmp_path, monkeypatch):
@@ -162,12 +245,78 @@ def test_a_masked_unit_is_not_written_through(tmp_path):
     (["--user", "root"], "not root"),
     (["--user", "a b"], "small letters"), (["--program", "physvlm"], "absolute path"), (["--program", "/a b"], "absolute path"),
     (["--data", "/x;y"], "absolute path"), (["--root", "/nowhere"], "no such folder"), (["--baud", "1"], "9600"),
-    (["--bundle", "--weights", "/w"], "leave one of them out"), (["--display", '0403:6001:"x'], "VENDOR:PRODUCT")])
+    (["--bundle", "--weights", "/w"], "leave one of them out"), (["--display", '0403:6001:"x'], "VENDOR:PRODUCT"),
+    (["--camera", ""], "VENDOR:PRODUCT"), (["--camera", "046d:0825", "--source", "usb:0"], "--source usb:0 is another"),
+    (["--display", "ttyTHS1", "--port", "/dev/ttyTHS1"], "--port /dev/ttyTHS1 is another"),
+    (["--record", "/home/x"], "may write only below /var/cache/physvlm, /var/lib/physvlm/records"),
+    (["--data", "/data", "--record", "/data/../etc"], "may write only below"),
+    (["--wire", "/tmp/wire"], "give the folder to --data too"), (["--cache", "engines"], "may write only below")])
 def test_what_cannot_be_installed_is_refused_with_the_reason(capsys, tmp_path, args, message):
     root = [] if "--root" in args else ["--root", str(tmp_path)]
     code = main(["install", *root, "--program", PROGRAM, *args])
     captured = capsys.readouterr()
     assert code == USAGE and message in captured.err and captured.out == ""
+
+
+def usb_device(root, subsystem, node, port, vendor, product, serial="", index=""):
+    """As sysfs has it: the class's entry is a link into the device's own folder."""
+    usb = root / "sys/devices/usb1" / port
+    place = usb / f"{port}:1.0" / subsystem / node
+    place.mkdir(parents=True)
+    for name, value in (("idVendor", vendor), ("idProduct", product), ("serial", serial)):
+        if value:
+            (usb / name).write_text(value + "\n")
+    if index:
+        (place / "index").write_text(index + "\n")
+    (root / "sys/class" / subsystem).mkdir(parents=True, exist_ok=True)
+    (root / "sys/class" / subsystem / node).symlink_to(place)
+
+
+def test_two_cameras_alike_are_told_apart_by_serial_number_or_port(capsys, tmp_path):
+    usb_device(tmp_path, "video4linux", "video0", "1-2", "046d", "0825", "A1", "0")
+    usb_device(tmp_path, "video4linux", "video2", "1-3.1", "046d", "0825", "B2", "0")
+    usb_device(tmp_path, "tty", "ttyUSB0", "1-4", "0403", "6001")
+    _, out, _ = install(capsys, tmp_path, "--camera", "046d:0825", "--display", "0403:6001")
+    assert "# --camera 046d:0825 fits 2 devices" in out and "video0 (USB port 1-2, serial number A1)" in out
+    assert "video2 (USB port 1-3.1, serial number B2)" in out and "--display 0403:6001 fits" not in out
+    for one, node in (("046d:0825:A1", "video0"), ("1-3.1", "video2")):
+        assert list(plugged_in(tmp_path, "video4linux", device_id(one))) == [node]
+        assert "fits" not in install(capsys, tmp_path, "--camera", one)[1]
+    _, out, _ = install(capsys, tmp_path, "--camera", "046d:9999", "--display", "ttyTHS1")
+    assert "# --camera 046d:9999: nothing like it is plugged in now" in out
+    assert "# --display ttyTHS1: nothing like it" in out
+
+
+def test_of_a_camera_s_several_nodes_the_first_is_the_one(tmp_path):
+    usb_device(tmp_path, "video4linux", "video0", "1-2", "046d", "0825", index="0")
+    place = tmp_path / "sys/devices/usb1/1-2/1-2:1.0/video4linux/video1"
+    place.mkdir()
+    (place / "index").write_text("1\n")
+    (tmp_path / "sys/class/video4linux/video1").symlink_to(place)
+    assert list(plugged_in(tmp_path, "video4linux", device_id("046d:0825"))) == ["video0"]
+
+
+@pytest.mark.parametrize("text", ["046d:0825", "046d:0825:A1.b", "1-2.3", "ttyTHS1"])
+def test_a_device_is_found_again_in_the_rule_that_was_written_for_it(text):
+    for flag, name in (("camera", CAMERA), ("display", DISPLAY)):
+        if flag == "display" or not text.startswith("tty"):
+            assert str(of_rule(udev_rules(Settings(PROGRAM, **{flag: device_id(text)})), name)) == text
+    assert of_rule(udev_rules(Settings(PROGRAM)), CAMERA) is None
+
+
+@pytest.mark.parametrize(("display", "commands"), [
+    ("0403:6001", []), ("ttyS0", ["systemctl mask --now serial-getty@ttyS0"]),
+    ("ttyTHS1", ["systemctl disable --now nvgetty", "systemctl mask --now serial-getty@ttyTHS1"])])
+def test_a_login_prompt_is_looked_for_where_the_display_is_a_uart(capsys, tmp_path, display, commands):
+    _, out, _ = install(capsys, tmp_path, "--display", display)
+    assert [line.removeprefix("  sudo ") for line in out.splitlines() if "getty" in line] == commands
+
+
+def test_engines_are_prepared_with_the_configuration_of_the_service(capsys, tmp_path):
+    _, out, _ = install(capsys, tmp_path, "--bundle", "--backend", "tensorrt")
+    unit = next(f.text for f in planned(settings(tmp_path, bundle=True)) if f.path == UNIT)
+    flags = re.search(r"run --wait (.*)", unit)[1]
+    assert flags.count("--config") == 2 and f"sudo -u physvlm {PROGRAM} prepare {flags}" in out
 
 
 # --- what is in the files

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.phantom import Phantom, Scene
 from edge.clip import CHANNELS, Region, normalise_clip
-from edge.motion import lamp_beats, lamp_swells, rhythm_moves
+from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves
 from edge.pipeline import Stages, View
 from edge.records import Estimate, Reason, Waveform
 from tests.fake_engine import FakeEngine
@@ -20,10 +20,17 @@ NEWBORN = Scene(kind="newborn", seed=3, width=160, height=120, duration_s=12.0, 
                 pulse_amplitude=0.015, motion_frac=0.0005, subject_frac=0.8, noise_counts=1.0)
 
 
-def cells(scene: Scene):
-    clip = normalise_clip(iter(Phantom(scene)), None, 30.0, 48)
+def cells(scene: Scene, light=None):
+    """light: factor of each colour by time."""
+    frames = (frame if light is None else replace(frame, bgr=lit(frame, light)) for frame in Phantom(scene))
+    clip = normalise_clip(frames, None, 30.0, 48)
     means = clip.frames.reshape(-1, CHANNELS, 6, 8, 6, 8).mean((3, 5)).reshape(-1, CHANNELS, 36).transpose(0, 2, 1)
     return means, clip.valid.astype("float32")
+
+
+def lit(frame, light):
+    dither = np.random.default_rng(frame.seq).uniform(0, 1, frame.bgr.shape)
+    return np.floor(frame.bgr * np.asarray(light(frame.t_ns / 1e9)) + dither).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("sway_hz", [1.5, 2.5, 3.85])
@@ -50,9 +57,37 @@ def test_a_lamp_that_swells_is_no_breath(kind: str) -> None:
     assert lamp_swells(*cells(scene), 0.5, 30.0)
 
 
+@pytest.mark.parametrize("kind", ["doll", "empty_cot", "newborn"])
+def test_a_white_balance_that_hunts_is_no_breath(kind: str) -> None:
+    def light(t):
+        swell = 0.03 * np.sin(2 * np.pi * 0.5 * t)
+        return 1 + swell, 1, 1 - swell
+    assert lamp_swells(*cells(replace(NEWBORN, kind=kind, rr_per_min=None), light), 0.5, 30.0)
+
+
 @pytest.mark.parametrize("seed", range(3, 9))
 def test_a_breath_is_not_the_lamp(seed: int) -> None:
     assert not lamp_swells(*cells(replace(NEWBORN, seed=seed)), 40 / 60, 30.0)
+
+
+@pytest.mark.parametrize("shake_hz", [0.4, 0.8, 1.5])
+@pytest.mark.parametrize(("seed", "shake_frac"), [(3, 0.005), (5, 0.002), (8, 0.005)])
+def test_a_camera_that_sways_is_no_breath(seed: int, shake_frac: float, shake_hz: float) -> None:
+    scene = replace(NEWBORN, seed=seed, subject_frac=0.6, shake_hz=shake_hz, shake_frac=shake_frac)
+    assert camera_sways(*cells(scene), shake_hz, 30.0)
+
+
+@pytest.mark.parametrize("kind", ["doll", "empty_cot"])
+def test_the_overtones_of_a_camera_that_sways_are_told(kind: str) -> None:
+    seen = cells(replace(NEWBORN, kind=kind, hr_per_min=None, rr_per_min=None, shake_hz=0.8, shake_frac=0.005))
+    told = [rate for rate in range(60, 200, 6) if camera_sways(*seen, rate / 60, 30.0, times=range(2, 7))]
+    assert told == [96, 144, 192]
+
+
+@pytest.mark.parametrize(("kind", "seed"), [*(("newborn", seed) for seed in range(3, 9)), ("chest", 4), ("chest", 5)])
+def test_a_breath_is_not_the_camera(kind: str, seed: int) -> None:
+    seen = cells(replace(NEWBORN, kind=kind, seed=seed, breath_frac=0.01))
+    assert not any(camera_sways(*seen, 40 * times / 60, 30.0, times=range(1, 7)) for times in range(1, 5))
 
 
 @pytest.mark.parametrize("lamp_hz", [1.2, 2.0, 3.6])
@@ -72,6 +107,7 @@ def test_a_pulse_is_not_the_lamp_not_even_where_skin_fills_the_picture(kind: str
 def test_nothing_at_all_is_no_lamp() -> None:
     means, valid = cells(OBJECT)
     assert not lamp_beats(means * 0, valid, 2.0, 30.0) and not lamp_swells(means * 0, valid, 0.5, 30.0)
+    assert not camera_sways(means * 0, valid, 0.5, 30.0) and not camera_sways(means, valid, 0.5, 30.0)
 
 
 @pytest.mark.parametrize(("changed", "belief", "why"), [
@@ -88,3 +124,17 @@ def test_what_moves_is_a_pulse_only_to_a_student_that_is_sure(changed: dict, bel
     wave = Waveform(np.zeros(n, np.float32), np.zeros(n, np.float32), np.ones(n, bool), belief, 0.0,
                     np.full((2, 6, 6), 1 / 36, np.float32), 30.0, 0)
     assert view.imitated(Estimate(150.0, 0.9, None, 0.0, 0), wave)[0] == why
+
+
+@pytest.mark.parametrize(("changed", "pulse", "breath"), [
+    ({"shake_hz": 40 / 60, "shake_frac": 0.005}, {Reason.CAMERA_SHAKE}, {Reason.CAMERA_SHAKE}),
+    ({"lamp_hz": 40 / 60, "lamp_amplitude": 0.02}, set(), {Reason.LIGHT_FLICKER}), ({"rr_per_min": 40.0}, set(), set())])
+def test_what_imitates_a_breath_is_told_from_one(changed: dict, pulse: set[Reason], breath: set[Reason]) -> None:
+    """At 120 /min there is an overtone of it, and no pulse."""
+    scene = replace(NEWBORN, subject_frac=0.6, hr_per_min=None, **{"rr_per_min": None, **changed})
+    view = View(Region(0, 0, scene.width, scene.height), FakeEngine(), Stages())
+    view._features, view._mask = cells(scene)
+    n = view._mask.size
+    wave = Waveform(np.zeros(n, np.float32), np.zeros(n, np.float32), np.ones(n, bool), 0.97, 0.97,
+                    np.full((2, 6, 6), 1 / 36, np.float32), 30.0, 0)
+    assert view.imitated(Estimate(120.0, 0.9, 40.0, 0.9, 0), wave) == (pulse, breath)

@@ -114,6 +114,15 @@ def test_where_nothing_can_be_built_it_is_a_fault_and_nothing_is_chosen(device, 
     assert not (device.folder / "selected.json").exists()
 
 
+def test_of_several_configurations_the_later_one_wins_as_for_run(device, run, tmp_path):
+    for name, precision in (("bundle", "int8"), ("device", "fp16")):
+        (tmp_path / f"{name}.toml").write_text(f'[model]\nprecision = "{precision}"\n')
+    code, out, err = run("--config", str(tmp_path / "bundle.toml"), "--config", str(tmp_path / "device.toml"))
+    assert code == OK and out.endswith("chosen: fp16\n") and "int8" not in out, err
+    (tmp_path / "device.toml").write_text("")
+    assert run("--config", str(tmp_path / "bundle.toml"), "--config", str(tmp_path / "device.toml"))[1].endswith("int8\n")
+
+
 def test_one_precision_builds_and_chooses_that_one(device, run):
     code, out, _ = run("--precision", "fp32", "--workspace-mb", "64")
     assert code == OK and out.endswith("chosen: fp32\n")
@@ -241,6 +250,9 @@ def test_a_choice_that_others_could_have_written_is_refused(device, run):
 
 def test_the_cache_lies_where_it_was_configured_or_one_for_root_or_user(monkeypatch, tmp_path):
     assert str(cache_folder("/data/engines")) == "/data/engines"
+    monkeypatch.setenv("CACHE_DIRECTORY", "/var/cache/physvlm:/var/cache/more")  # by systemd, from the unit's CacheDirectory
+    assert str(cache_folder("")) == "/var/cache/physvlm" and str(cache_folder("/data/engines")) == "/data/engines"
+    monkeypatch.delenv("CACHE_DIRECTORY")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert str(cache_folder("")) == "/var/cache/physvlm"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -273,6 +274,32 @@ def test_a_lost_camera_is_said_within_three_seconds_and_taken_up_again(monkeypat
     assert world.opened == 2
     assert not any(map(shows, vitals_of(messages, 21, 26)))
     assert vitals_of(messages)[-1].pr_x10 == pytest.approx(1500, abs=10)
+    told = [state for state, _ in itertools.groupby(m.pr_state for m in vitals_of(messages, 17))]
+    assert told == [VitalState.FAULT, VitalState.SEARCHING, VitalState.VALID]
+
+
+def test_a_camera_that_opens_again_and_gives_no_picture_stays_no_camera(monkeypatch, tmp_path):
+    world = World(monkeypatch, [(0, 14), (30, 100)], stop_s=45.0)
+    monkeypatch.setattr(world, "open", lambda spec, realtime: FakeCamera([]))
+
+    class Mute(Capture):
+        """Lost two seconds after it was opened without a picture, as usb: does it."""
+
+        def __init__(self, world, camera):
+            super().__init__(world, camera)
+            self._lost_s = world.t_s + 2.0
+
+        def get(self, timeout_s):
+            if not self.world.there() and self.world.t_s < self._lost_s:
+                self.world.sleep(timeout_s)
+                return None
+            return super().get(timeout_s)
+
+    monkeypatch.setattr(runtime, "CaptureThread", lambda camera: Mute(world, camera))
+    messages = run(world, tmp_path)
+    assert {m.pr_state for m in vitals_of(messages, 17, 30)} == {VitalState.FAULT}
+    told = [state for state, _ in itertools.groupby(m.pr_state for m in vitals_of(messages, 17))]
+    assert told == [VitalState.FAULT, VitalState.SEARCHING, VitalState.VALID]
 
 
 def test_a_camera_that_falls_silent_shows_no_old_number(monkeypatch, tmp_path):
@@ -386,6 +413,22 @@ def test_a_stop_does_not_wait_for_a_driver_that_never_lets_go(tmp_path, monkeypa
     live.run()
     held.set()
     assert time.monotonic() - begun_s < 5
+
+
+def test_a_stop_waits_a_little_for_a_camera_that_is_being_opened_and_closes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "REOPEN_S", (0.01,))
+    cameras = [FakeCamera(frames(at_fps(30, 0.1)), error=CameraLost("unplugged")), FakeCamera([])]
+    opened, opening = [], threading.Event()
+
+    def opener(*_):
+        if opened:
+            opening.set()
+            time.sleep(0.4)
+        opened.append(cameras[len(opened)])
+        return opened[-1]
+
+    Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener, stop=opening.is_set).run()
+    assert opened == cameras and cameras[1].closed
 
 
 def test_a_crashed_capture_thread_is_a_crash_and_not_an_end(tmp_path, monkeypatch):

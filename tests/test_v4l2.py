@@ -177,6 +177,34 @@ def test_dropped_pictures_are_counted_and_leave_a_gap(kernel):
     assert camera.lost == 3
 
 
+@pytest.mark.parametrize(("number", "expected", "lost"), [
+    (lambda seq: 2**32 - 3 + seq, [0, 1, 2, 3, 4, 5], 0),  # 32 bits run over
+    (lambda seq: 2**32 - 3 + 2 * seq, [0, 2, 4, 6, 8, 10], 5),  # and lose every second one meanwhile
+    (lambda seq: 0, [0, 1, 2, 3, 4, 5], 0),  # a driver that does not count
+    (lambda seq: seq - (seq > 2), [0, 1, 2, 3, 4, 5], 0),  # a number told twice
+    (lambda seq: 700 + seq if seq < 3 else seq - 3, [0, 1, 2, 3, 4, 5], 0),  # counts anew
+    (lambda seq: seq if seq < 3 else 2_000_000 + seq, [0, 1, 2, 3, 4, 5], 0),  # or from anywhere
+])
+def test_numbers_that_run_over_repeat_or_begin_anew_lose_nothing(kernel, number, expected, lost):
+    camera = opened(kernel, FakeCamera(number=number))
+    assert [frame.seq for frame in taken(camera, 6)] == expected
+    assert camera.lost == lost
+
+
+@pytest.mark.parametrize(("shift_s", "dropped"), [
+    (lambda seq: 10.0 * (seq == 5), [5]),  # one from the future
+    (lambda seq: -10.0 * (seq == 5), [5]),
+    (lambda seq: -0.1 * (seq >= 5), [5, 6, 7]),  # set back for good: until they rise beyond what was seen
+    (lambda seq: 0.09 * (seq == 5), [6, 7]),  # ahead by less than can be told: what lies before it is out of order
+])
+def test_times_that_jump_never_run_backwards_nor_into_the_future(kernel, shift_s, dropped):
+    camera = opened(kernel, FakeCamera(shift_stamp_s=shift_s))
+    frames = taken(camera, 20)
+    assert [seq for seq in range(frames[-1].seq) if seq not in {frame.seq for frame in frames}] == dropped
+    assert camera.bad_stamps == len(dropped) and np.all(np.diff([frame.t_ns for frame in frames]) > 0)
+    assert frames[-1].t_ns < kernel.now_ns()
+
+
 @pytest.mark.parametrize("pixels", ["YUYV", "NV12", "MJPG"])
 @pytest.mark.parametrize("fault", ["error", "short"])
 def test_damaged_pictures_are_dropped_and_counted(kernel, fault, pixels):

@@ -5,7 +5,8 @@ is one line of headers and contents with no second directory to disagree with th
 manifest every byte that the file must have, and refuses one that differs anywhere, padding and headers included. So no name,
 link, size or date in the archive is ever trusted, and nothing is decompressed. `tar -tf` lists it all the same.
 
-The signature is over the manifest, the manifest holds the SHA-256 and size of each file.
+The signature is over the manifest, the manifest holds the SHA-256 and size of each file, and a serial number that grows from
+bundle to bundle: by it a device knows an older one, whose signature is as good as ever.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +23,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no serial number: its place is taken by the date of making."""
+
 SIGNED_AS = b"physvlm bundle, format 1\n"
-"""Before the manifest in what is signed: the key's other signatures, if it makes any, can never pass for one of these."""
+"""Before the manifest in what is signed: the key's other signatures, if it makes any, can never pass for one of these. The same
+in every format, so that an older program says that it must be updated, and not that the key is wrong."""
 
 SETTINGS = "physvlm.toml"
 MOST_BYTES, MOST_FILES, MANIFEST_MOST = 128 << 20, 200, 256 << 10
@@ -31,6 +36,8 @@ SIGNATURE_BYTES = 64
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+MOST_SERIAL = 10**18
 
 
 class BundleError(ValueError):
@@ -59,9 +66,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """program: oldest and newest release of the program that may run it, both included."""
+    """program: oldest and newest release of the program that may run it, both included. serial: above that of every bundle
+    made before."""
 
     id: str
+    serial: int
     created: str
     program: tuple[str, str]
     files: tuple[Entry, ...]
@@ -84,6 +93,11 @@ def program_version() -> str:
         return version("physvlm-edge")
     except PackageNotFoundError as e:
         raise BundleError("this program's own release is not known: install it with pip, even from its source") from e
+
+
+def serial_of(created: str) -> int:
+    """The date of making as a number: 2026-11-28T01:02:03Z is 20261128010203. 0 where it is no such date."""
+    return int(re.sub(r"\D", "", created)) if _DATE.fullmatch(created) else 0
 
 
 def ordered(text: str) -> tuple[int, ...]:
@@ -156,8 +170,11 @@ def verify(path: Path, keys: Path, release: str) -> Bundle:
     """
     trusted = public_keys(keys)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BundleError(f"{path} has {path.stat().st_size >> 20} MB; expected at most {MOST_BYTES >> 20}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or /dev/zero would never end
+            raise BundleError(f"{path} is no file; expected a bundle")
+        if found.st_size > MOST_BYTES:
+            raise BundleError(f"{path} has {found.st_size >> 20} MB; expected at most {MOST_BYTES >> 20}")
         data = path.read_bytes()
     except OSError as e:
         raise BundleError(f"{path} cannot be read: {e.strerror}") from e
@@ -205,8 +222,10 @@ def read_manifest(text: bytes) -> Manifest:
     """Of a signed text: what is wrong in it is its maker's mistake, and refused all the same."""
     try:
         record = json.loads(text)
-        if record.pop("format") != FORMAT:
-            raise BundleError("its format is another than this program's; update the program")
+        if (found := record.pop("format")) not in (1, FORMAT):
+            raise BundleError(f"it has format {found}, this program reads 1 to {FORMAT}; update the program")
+        if found == 1:
+            record["serial"] = serial_of(record["created"])
         files = tuple(Entry(**entry) for entry in record.pop("files"))
         test = SelfTest(**record.pop("self_test"))
         oldest, newest = record.pop("program")
@@ -225,8 +244,9 @@ def _check_manifest(manifest: Manifest) -> None:
             raise BundleError(f"its manifest is wrong: {what}; make it anew")
 
     need(isinstance(manifest.id, str) and _ID.fullmatch(manifest.id) is not None, "the id is no plain name")
-    need(manifest.id not in ("current", "lock"), f"the id {manifest.id} is taken")
+    need(manifest.id not in ("current", "highest", "lock"), f"the id {manifest.id} is taken")
     need(all(isinstance(v, str) for v in (manifest.created, *manifest.program)), "created and program are texts")
+    need(type(manifest.serial) is int and 0 <= manifest.serial < MOST_SERIAL, "the serial number is none")
     need(0 < len(manifest.files) <= MOST_FILES, f"1 to {MOST_FILES} files")
     for entry in manifest.files:
         need(isinstance(entry.path, str) and len(entry.path) <= 99, "a path is too long")
@@ -257,6 +277,8 @@ def public_keys(path: Path) -> dict[str, Any]:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    if not path.exists():
+        raise BundleError(f"no public key at {path}; put your maker's key (NAME.pub) into that folder, or name it with --keys")
     files = sorted(path.glob("*.pub")) if path.is_dir() else [path]
     if not files:
         raise BundleError(f"no public key (*.pub) in {path}; put your maker's key there, or name it with --keys")

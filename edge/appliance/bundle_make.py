@@ -22,6 +22,7 @@ from edge.appliance.bundle import (
     need_cryptography,
     ordered,
     read_manifest,
+    serial_of,
 )
 from edge.appliance.bundle_store import proven, unpack
 from edge.config import ConfigError, load_config, read_toml
@@ -53,18 +54,20 @@ def make_key(out: Path) -> tuple[Path, Path]:
 
 
 def make(out: Path, key: Path, weights: Path, clip: Path, expected: tuple[float, float], program: tuple[str, str],
-         settings: Path | None = None, name: str = "",
+         settings: Path | None = None, name: str = "", serial: int | None = None,
          prove: Callable[[Path, SelfTest], str] | None = None) -> tuple[Manifest, str]:
     """Signs and writes a bundle that passes its own proof: (manifest, what the proof found). Raises BundleError.
 
-    expected: heart and breathing rate of the clip. prove: as bundle_store.install has it.
+    expected: heart and breathing rate of the clip. serial: None takes the date of making (serial_of). prove: as
+    bundle_store.install has it.
     """
     signer = _signer(key)
     files = _collected(weights, clip, settings)
     entries = tuple(Entry(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files)
     content_id = hashlib.sha256("".join(e.sha256 for e in entries).encode()).hexdigest()[:12]
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # for people; nothing is decided by it
-    manifest = Manifest(name or f"bundle-{content_id}", created, program, entries, SelfTest(files[-1][0], *expected))
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # the maker's clock; a device only compares the numbers
+    manifest = Manifest(name or f"bundle-{content_id}", serial_of(created) if serial is None else serial, created, program,
+                        entries, SelfTest(files[-1][0], *expected))
     if ordered(program[0]) > ordered(program[1]):
         raise BundleError(f"oldest release {program[0]} is newer than the newest, {program[1]}")
     text = manifest.as_bytes()

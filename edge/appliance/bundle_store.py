@@ -4,22 +4,26 @@
 
 Nothing that is current is ever written to, and a bundle that does not prove itself never becomes current: the old one goes
 on. Power lost anywhere leaves the old one or the new one, whole. Each folder remembers in `came_after` what was current
-before it: that is where `rollback` goes back to.
+before it: that is where `rollback` goes back to. `highest` keeps the highest serial number that was ever current here: an
+older bundle, whose faults may have been mended since, is refused unless a person insists.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from edge.appliance.bundle import Bundle, BundleError, Manifest, SelfTest, read_manifest
 from edge.appliance.install import open_folder
+from engines.files import write_whole
 
-CURRENT, CAME_AFTER, PARTIAL = "current", "came_after", ".partial"
+CURRENT, CAME_AFTER, HIGHEST, PARTIAL = "current", "came_after", "highest", ".partial"
 
 
 def current(store: Path) -> str | None:
@@ -30,10 +34,28 @@ def current(store: Path) -> str | None:
         return None
 
 
-def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] | None = None) -> str:
+def highest(store: Path) -> int:
+    """The highest serial number that was ever current in this store; 0 in a new one. Raises BundleError, OSError.
+
+    The bundles that lie there count too: an earlier release of this program kept no such file.
+    """
+    try:
+        text = (store / HIGHEST).read_text(encoding="ascii", errors="replace").strip()
+    except FileNotFoundError:
+        text = "0"
+    if not re.fullmatch(r"[0-9]{1,19}", text):
+        raise BundleError(f"{store / HIGHEST} is damaged: expected the highest serial number that was installed here, got "
+                          f"{text[:20]!r}; install with --allow-older, which writes it anew")
+    lie_there = [read_manifest(path.read_bytes()).serial for path in store.glob("[!.]*/manifest.json")]
+    return max([int(text), *lie_there])
+
+
+def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] | None = None,
+            allow_older: bool = False) -> str:
     """Unpacks, proves and switches; says what the proof found. Raises BundleError, and then what ran before still does.
 
-    prove: given the unpacked folder; raises BundleError. None: `proven`.
+    prove: given the unpacked folder; raises BundleError. None: `proven`. allow_older: take one with a lower serial number than
+    one that was installed here before.
     """
     name = bundle.manifest.id
     try:
@@ -42,6 +64,7 @@ def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] 
             before = current(store)
             if before == name:
                 raise BundleError(f"{name} is current already")
+            most = _not_older(bundle.manifest, store, allow_older)
             _clear(store)
             partial = store / f"{PARTIAL}.{name}"
             unpack(bundle, partial, before or "")
@@ -55,11 +78,27 @@ def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] 
                 (store / name).rename(store / f"{PARTIAL}.{name}.old")
             partial.rename(store / name)
             _sync(store)
+            write_whole(store / HIGHEST, f"{most}\n".encode())  # before the switch: what was ever current is never forgotten
             _switch(store, name)
             _clear(store, keep={name, before or name})
     except OSError as e:
         raise BundleError(f"{store} cannot be written: {e.strerror or e}; check the disk, run it with sudo") from e
     return said
+
+
+def _not_older(manifest: Manifest, store: Path, allow_older: bool) -> int:
+    """The highest serial number once this bundle is current. Raises BundleError."""
+    try:
+        most = highest(store)
+    except BundleError:
+        if not allow_older:
+            raise
+        most = 0
+    if manifest.serial < most and not allow_older:
+        raise BundleError(f"{manifest.id} is older (serial number {manifest.serial}) than one that was installed here "
+                          f"({most}): faults that were mended since may come back; get a newer one, or insist with "
+                          "--allow-older")
+    return max(most, manifest.serial)
 
 
 def rollback(store: Path) -> tuple[str, str]:
@@ -150,6 +189,8 @@ def _locked(store: Path) -> Iterator[None]:
 
 def proven(folder: Path, test: SelfTest) -> str:
     """The unpacked bundle on ONNX Runtime: the parity fixture, then the clip through the whole chain. Raises BundleError."""
+    if find_spec("onnxruntime") is None:
+        raise BundleError("the proof runs on ONNX Runtime, with TensorRT too, and it is not installed; pip install onnxruntime")
     from edge.camera import CameraError, open_camera
     from edge.clip import RegionError
     from edge.config import ConfigError, load_config

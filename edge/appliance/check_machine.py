@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from edge.appliance.doctor import Case, Check, Level, fault, none, ok, warn
-from edge.appliance.install import CACHE, JOURNAL
+from edge.appliance.install import BUNDLES, CACHE, JOURNAL
 from engines.recipe import l4t_release
 
 Found = tuple[Level, str, str]
@@ -70,25 +70,44 @@ def jetpack(case: Case) -> Found:
     return ok(f"JetPack {found.name} (L4T {release})")
 
 
+def _theirs(found: JetPack | None) -> bool:
+    """Whether this JetPack's own Python is too old for this program, which `jetpack` tells once for all."""
+    return found is not None and found.python < OLDEST_PYTHON
+
+
 def python(case: Case) -> Found:
+    if not case.system.live:
+        return none("cannot be seen from here")
     major_minor, (_, found) = case.system.python, _release(case)
     mine = ".".join(map(str, major_minor))
     if major_minor < OLDEST_PYTHON:
         return fault(f"Python {mine}; expected 3.10 or newer", "make the environment with python3.10 or newer")
-    if found is not None and case.config.model.backend == "tensorrt" and major_minor != found.python:
+    if found is not None and not _theirs(found) and case.config.model.backend == "tensorrt" and major_minor != found.python:
         theirs = ".".join(map(str, found.python))
         return fault(f"Python {mine}; expected {theirs}, which TensorRT's bindings of JetPack {found.name} are built for",
-                     f"python{theirs} -m venv --system-site-packages /opt/physvlm")
+                     _new_environment(found))
     return ok(f"Python {mine}")
 
 
+def _new_environment(found: JetPack) -> str:
+    theirs = ".".join(map(str, found.python))
+    return (f"sudo apt-get install python{theirs}-venv; sudo python{theirs} -m venv --clear --system-site-packages "
+            "/opt/physvlm, then install this program there")
+
+
 def packages(case: Case) -> Found:
+    if not case.system.live:
+        return none("cannot be seen from here")
     names = {"numpy": "numpy", "pyserial": "pyserial"}
-    if case.config.model.backend == "onnxruntime":
-        names |= {"onnxruntime": "physvlm-edge[cpu]"}
+    if case.config.model.backend == "onnxruntime" or BUNDLES in case.config.model.weights:
+        names |= {"onnxruntime": "onnxruntime"}  # a bundle proves itself on it, whatever runs it then
+    if BUNDLES in case.config.model.weights:
+        names |= {"cryptography": "cryptography"}
+    if case.config.model.backend == "tensorrt":
+        names |= {"pycuda": "physvlm-edge[jetson]"}
     missing = [name for name in names if case.system.version(name) is None]
     if missing:
-        return fault(f"not installed: {', '.join(missing)}", f"pip install '{names[missing[-1]]}'")
+        return fault(f"not installed: {', '.join(missing)}", f"pip install {' '.join(repr(names[name]) for name in missing)}")
     opencv = next((v for n in ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv")
                    if (v := case.system.version(n))), "the system's")
     return ok(", ".join(f"{name} {case.system.version(name)}" for name in names) + f", OpenCV {opencv}")
@@ -97,10 +116,17 @@ def packages(case: Case) -> Found:
 def tensorrt(case: Case) -> Found:
     if case.config.model.backend != "tensorrt":
         return none("not used: the backend is onnxruntime")
-    version, (release, found) = case.system.version("tensorrt"), _release(case)
+    release, found = _release(case)
+    if _theirs(found):
+        return none("see jetpack")
+    of_apt = case.system.apt_version("python3-libnvinfer")
+    version = case.system.version("tensorrt") if case.system.live else of_apt
+    if version is None and of_apt is not None and found is not None:
+        return fault(f"TensorRT {of_apt} is JetPack's, and this environment does not see it; expected one that takes the "
+                     "system's packages", _new_environment(found))
     if version is None:
         return fault("not installed, and the backend is tensorrt; expected JetPack's own package",
-                     "sudo apt-get install python3-libnvinfer, in an environment with --system-site-packages")
+                     "sudo apt-get install python3-libnvinfer")
     numbers = _numbers(version)[:2]
     if found is not None and ".".join(map(str, numbers)) not in found.tensorrt:
         return fault(f"TensorRT {version} does not belong to JetPack {found.name} (L4T {release}), which has "
@@ -131,23 +157,27 @@ def gstreamer(case: Case) -> Found:
 def power(case: Case) -> Found:
     said = case.system.command("nvpmodel", "-q")
     if said is None:
-        return none("no nvpmodel here")
+        return none("no nvpmodel here" if case.system.live else "cannot be seen from here")
     mode = re.search(r"Power Mode: *(\S+)", said.text)
     if said.code != 0 or mode is None:
-        return warn(f"nvpmodel does not tell the mode: {said.text[:80]!r}", "sudo nvpmodel -q")
+        return warn(f"nvpmodel does not tell the mode: {said.text[:80]!r}; expected a line NV Power Mode", "sudo nvpmodel -q")
     return ok(f"power mode {mode[1]}; engines timed in another one: physvlm prepare --rebuild")
 
 
 def clocks(case: Case) -> Found:
     if not _release(case)[0]:
         return none("no Jetson")
-    moving = []
+    moving, seen = [], 0
     for policy in sorted(case.system.at("/sys/devices/system/cpu/cpufreq").glob("policy*")):
         low, high = (case.system.text(policy.relative_to(case.system.root) / f"scaling_{end}_freq") for end in ("min", "max"))
+        seen += bool(low and high)
         if low and high and int(low) < int(high):
             moving.append(f"{int(low) // 1000}-{int(high) // 1000} MHz")
     if moving:
-        return warn(f"the CPU's clock moves ({moving[0]}), so latency jitters; expected one fixed clock", "sudo jetson_clocks")
+        return warn(f"the CPU's clock moves ({moving[0]}), so latency jitters; expected one fixed clock",
+                    "sudo jetson_clocks, after each start of the machine")
+    if not seen:
+        return none("no clock to be read")
     return ok("clocks are fixed")
 
 
@@ -185,8 +215,6 @@ def memory(case: Case) -> Found:
 def disk(case: Case) -> Found:
     folders = {"/var/log": "sudo journalctl --vacuum-size=100M", CACHE: "sudo du -xhd1 /var",
                "/var/lib/physvlm": "sudo du -xhd1 /var/lib/physvlm"}
-    if case.config.record.folder:
-        folders[case.config.record.folder] = "make room, or choose another [record] folder"
     free = []
     for folder, mend in folders.items():
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
+from edge.appliance.devices import of_rule, plugged_in
 from edge.appliance.doctor import Case, Check, Level, fault, none, ok, warn
-from edge.appliance.install import BUNDLES, CAMERA, CONFIG, DISPLAY, RULES, UNIT
+from edge.appliance.install import BUNDLES, CACHE, CAMERA, CONFIG, DISPLAY, RECORDS, RULES, UNIT
 from engines.errors import EngineError
 from engines.sidecar import DEFAULT_WEIGHTS, ModelSpec, SidecarError, load
 
@@ -23,7 +25,8 @@ STATUS_S = 3.0
 
 def config(case: Case) -> Found:
     if case.config_error:
-        return fault(case.config_error, f"sudoedit {case.config_file}")
+        wrong = next((file for file in case.config_files if file in case.config_error), CONFIG)
+        return fault(case.config_error, "sudo physvlm bundle rollback" if BUNDLES in wrong else f"sudoedit {wrong}")
     return ok(case.config_file)
 
 
@@ -59,12 +62,24 @@ def names(case: Case) -> Found:
     used = [n for n in (CAMERA, DISPLAY) if n in (_node(case.config.camera.source), case.config.serial.port)]
     if not used:
         return none("neither camera nor display goes by a name of ours")
-    rules = case.system.text(RULES)
-    missing = [n for n in used if rules is None or f'SYMLINK+="{Path(n).name}"' not in rules]
-    if missing:
-        return fault(f"no rule gives {' and '.join(missing)}; expected one in {RULES}",
-                     "sudo physvlm install --camera VENDOR:PRODUCT --display VENDOR:PRODUCT --apply")
+    rules = case.system.text(RULES) or ""
+    for name in used:
+        flag, subsystem = ("--camera", "video4linux") if name == CAMERA else ("--display", "tty")
+        device = of_rule(rules, name)
+        if device is None:
+            return fault(f"no rule gives {name}; expected one in {RULES}",
+                         f"sudo physvlm install {flag} VENDOR:PRODUCT --apply, then {_RELOAD}")
+        found = plugged_in(case.system.root, subsystem, device)
+        if len(found) > 1:
+            return fault(f"{name} may lead to any of {len(found)} devices that fit {device}: "
+                         + "; ".join(f"{node} ({where})" for node, where in found.items()) + "; expected one",
+                         f"sudo physvlm install {flag} VENDOR:PRODUCT:SERIAL (or its USB port) --apply, then {_RELOAD}")
+        if found and not os.path.lexists(case.system.at(name)):
+            return fault(f"{next(iter(found))} fits {device}, and udev has not made {name}; expected it at once", _RELOAD)
     return ok(f"{RULES} gives {' and '.join(used)}")
+
+
+_RELOAD = "sudo udevadm control --reload && sudo udevadm trigger"
 
 
 def _denied(case: Case, path: str) -> str:
@@ -73,15 +88,21 @@ def _denied(case: Case, path: str) -> str:
     known = case.system.groups_of(case.user) if case.user else None
     if known is None:
         return "" if os.access(case.system.at(path), os.R_OK | os.W_OK) else "this user"
+    return "" if _may(found, known, 0o6) else case.user
+
+
+def _may(found: os.stat_result, known: tuple[int, set[int]], bits: int) -> bool:
+    """As the kernel decides: the owner's bits for the owner, the group's for the group, else the others'."""
     uid, gids = known
-    wanted = (0o600 if found.st_uid == uid else 0) | (0o060 if found.st_gid in gids else 0) | 0o006
-    allowed = any(found.st_mode & bits == bits for bits in (0o600, 0o060, 0o006) if wanted & bits == bits)
-    return "" if allowed else case.user
+    shift = 6 if found.st_uid == uid else 3 if found.st_gid in gids else 0
+    return found.st_mode >> shift & bits == bits
 
 
 def _device(case: Case, path: str, what: str, group: str) -> Found | None:
     """What is wrong with a device's node, or None."""
     there = case.system.at(path)
+    if not case.system.live and not any(case.system.at("/dev").glob("*")):
+        return none("an image has no devices")
     try:
         mode = there.stat().st_mode
     except OSError as e:
@@ -170,13 +191,15 @@ def port_rivals(case: Case) -> Found:
     if not path:
         return none("no display is configured")
     name = Path(os.path.realpath(case.system.at(path))).name
-    if f"console={name}" in (case.system.text("/proc/cmdline") or ""):
+    if re.search(rf"\bconsole={re.escape(name)}\b", case.system.text("/proc/cmdline") or ""):
         return fault(f"the kernel writes its console to {name}; expected it for the display alone",
                      f"take console={name} out of APPEND in /boot/extlinux/extlinux.conf, then restart")
     for service in ("nvgetty", f"serial-getty@{name}"):
         said = case.system.command("systemctl", "is-active", service)
-        if name.startswith("ttyT") and said is not None and said.text == "active":
-            return fault(f"{service} holds a login prompt on {name}", f"sudo systemctl disable --now {service}")
+        if name.startswith("tty") and said is not None and said.text == "active":
+            word = "disable" if service == "nvgetty" else "mask"  # made by a generator, which a disabled one comes back from
+            return fault(f"{service} holds a login prompt on {name}; expected the display alone there",
+                         f"sudo systemctl {word} --now {service}")
     said = case.system.command("systemctl", "is-active", "ModemManager")
     if said is not None and said.text == "active" and "ID_MM_" not in (case.system.text(RULES) or ""):
         return warn("ModemManager sends AT commands to new serial ports; expected a rule that keeps it away",
@@ -231,6 +254,8 @@ def weights(case: Case) -> Found:
     from edge.pipeline import ModelMismatch, check_normalisation
 
     sidecar = _sidecar(case)
+    if not case.system.live and sidecar == DEFAULT_WEIGHTS:
+        return none("shipped with the program, which is not that of another root")
     try:
         spec, _ = load(sidecar)
         check_normalisation(spec)
@@ -247,6 +272,8 @@ def engine(case: Case) -> Found:
         return none("not looked at: the weights cannot be used")
     if case.config.model.backend == "tensorrt":
         return _plans(case, spec)
+    if not case.system.live:
+        return none("ONNX Runtime, which cannot be tried from here")
     from engines.onnxruntime_backend import OnnxRuntimeEngine
     from engines.parity import load_fixture, verify
 
@@ -263,6 +290,10 @@ def engine(case: Case) -> Found:
     return ok(f"ONNX Runtime in {precision} answers as the student does (waves agree to {found.correlation:.5f})")
 
 
+def _three(release: object) -> str:
+    return ".".join(str(release).split(".")[:3])
+
+
 def _plans(case: Case, spec: ModelSpec) -> Found:
     """The plans that `physvlm prepare` made, held against what can be known without opening the GPU."""
     from edge.prepare import CHOICE, cache_folder
@@ -270,8 +301,10 @@ def _plans(case: Case, spec: ModelSpec) -> Found:
     from engines.recipe import PARTS, l4t_release
 
     folder, precision = case.system.at(cache_folder(case.config.model.engine_cache)), case.config.model.precision
-    again = f"sudo -u {case.user or '$USER'} physvlm prepare --config {case.config_file}"
-    now = {"tensorrt": case.system.version("tensorrt"), "l4t": l4t_release(case.system.at("/etc/nv_tegra_release"))}
+    configs = " ".join(f"--config {file}" for file in case.config_files)
+    again = f"sudo -u {case.user or '$USER'} physvlm prepare {configs}".rstrip()
+    installed = case.system.version("tensorrt") if case.system.live else case.system.apt_version("python3-libnvinfer")
+    now = {"tensorrt": installed, "l4t": l4t_release(case.system.at("/etc/nv_tegra_release"))}
     try:
         if precision == "auto":
             precision = json.loads((folder / CHOICE).read_bytes())["precision"]
@@ -279,14 +312,63 @@ def _plans(case: Case, spec: ModelSpec) -> Found:
             path = folder / f"{spec.name}_{precision}_{part}.plan"
             built = plan.unseal(path.read_bytes(), part, precision).components
             for key, value in now.items():
-                if built.get(key) != value:
+                if _three(built.get(key)) != _three(value):  # dpkg and pip tell more of TensorRT's numbers than it does itself
                     return fault(f"the {part}'s plan was built for {key} {built.get(key)}, this is {value}: it would be built "
                                  "anew at the next start, for minutes", f"{again} --rebuild")
+    except PermissionError as e:
+        return fault(f"{e.filename} may not be read by this user", "sudo physvlm doctor")
     except OSError as e:
         return fault(f"no plans for {spec.name} in {precision} in {folder}: {e.strerror}", again)
     except (EngineError, ValueError, KeyError, TypeError) as e:
         return fault(f"the plans in {folder} cannot be read: {e}", f"{again} --rebuild")
     return ok(f"plans of {spec.name} in {precision} fit this release; they are proven at every start")
+
+
+def record(case: Case) -> Found:
+    """The folder of the recordings: whether the service may write it, and whether there is the room that it may take."""
+    wanted, room_mb = case.config.record.folder, case.config.record.max_mb
+    if not wanted:
+        return none("nothing is recorded")
+    choose = f"sudoedit {case.config_files[-1] if case.config_files else CONFIG}: [record] folder"
+    there = case.system.at(os.path.abspath(wanted))
+    if os.path.exists(there) and not there.is_dir():
+        return fault(f"{wanted} is a file; expected a folder", choose)
+    known = case.system.groups_of(case.user) if case.user else None
+    if known is not None:
+        places = [CACHE, RECORDS, *(p.lstrip("-+") for p in case.unit_setting("ReadWritePaths").split())]
+        if not any(Path(os.path.abspath(wanted)).is_relative_to(place) for place in places):
+            return fault(f"{wanted}: the service may write only below {', '.join(places)}",
+                         f"sudo physvlm install --data {wanted} --apply; sudo systemctl daemon-reload; "
+                         "sudo systemctl restart physvlm")
+    own = Path(os.path.abspath(wanted)).is_relative_to(RECORDS)  # systemd makes and owns it
+    if not own and (user := _denied_folder(case, there)):
+        return fault(f"{user} may not write to {wanted}; expected a folder of its own",
+                     f"sudo install -d -o {case.user or '$USER'} -m 750 {wanted}")
+    try:
+        disk = case.system.disk(there)
+    except OSError as e:
+        return fault(f"{wanted}: {e.strerror}", choose)
+    if disk.read_only:
+        return fault(f"{wanted} is read-only; expected writable", f"dmesg | tail, then sudo mount -o remount,rw {wanted}")
+    free_mb, taken_mb = disk.free_bytes >> 20, _taken_mb(there)
+    if free_mb + taken_mb < room_mb:
+        return warn(f"{free_mb} MB free for {wanted}, which holds {taken_mb} MB; expected room for [record] max_mb = {room_mb}",
+                    f"make room, or {choose.replace('folder', 'max_mb')}")
+    return ok(f"{wanted}, {taken_mb} of {room_mb} MB")
+
+
+def _denied_folder(case: Case, there: Path) -> str:
+    """Who may not write to a folder, or make it; empty where it may."""
+    while not os.path.exists(there):
+        there = there.parent
+    known = case.system.groups_of(case.user) if case.user else None
+    if known is None:
+        return "" if os.access(there, os.W_OK | os.X_OK) else "this user"
+    return "" if _may(there.stat(), known, 0o3) else case.user
+
+
+def _taken_mb(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) >> 20 if folder.is_dir() else 0
 
 
 def bundle(case: Case) -> Found:
@@ -296,7 +378,7 @@ def bundle(case: Case) -> Found:
             return fault(f"no bundle is installed, and the weights are {case.config.model.weights}",
                          "sudo physvlm bundle install FILE")
         return none("none installed: the shipped weights run")
-    if not (current / "manifest.json").exists():
+    if not os.path.exists(current / "manifest.json"):
         return fault(f"{current} leads nowhere; expected an installed bundle", "sudo physvlm bundle install FILE")
     if BUNDLES not in case.config.model.weights:
         return warn(f"{current.resolve().name} is installed, and not what the configuration runs",
@@ -307,5 +389,5 @@ def bundle(case: Case) -> Found:
 CHECKS: tuple[tuple[str, Check, bool], ...] = (
     ("config", config, False), ("service", unit, False), ("names", names, True), ("camera", camera, True), ("port", port, True),
     ("rivals", port_rivals, True), ("display", display, True), ("weights", weights, True), ("engine", engine, True),
-    ("bundle", bundle, True))
+    ("bundle", bundle, True), ("record", record, True))
 """(name, check, whether it needs the configuration)."""

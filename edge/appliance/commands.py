@@ -7,9 +7,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge.appliance.install import BUNDLES
 from edge.config import KEYS, ConfigError, add_flags, flag_overrides, load_config
+
+if TYPE_CHECKING:
+    from edge.appliance.install import Settings
 
 OK, FAULT, USAGE = 0, 1, 2
 KEYS_FOLDER = "/etc/physvlm/keys"
@@ -20,44 +24,64 @@ def add_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply", action="store_true", help="write them (with sudo)")
     parser.add_argument("--uninstall", action="store_true", help="take them away again: prints what, does it with --apply")
     parser.add_argument("--root", default="/", metavar="DIR", help="of the system to install into (default: /)")
-    parser.add_argument("--user", default="physvlm", help="whom the service runs as (default: physvlm)")
-    parser.add_argument("--program", default=str(Path(sys.executable).with_name("physvlm")), metavar="PATH",
+    parser.add_argument("--user", help="whom the service runs as (default: physvlm)")
+    parser.add_argument("--program", metavar="PATH",
                         help="the program that the service starts (default: that of this environment)")
     parser.add_argument("--camera", metavar="ID", help="USB ids VENDOR:PRODUCT[:SERIAL] or USB port (1-2.3): the camera's name "
-                        "becomes /dev/physvlm-camera")
+                        "becomes /dev/physvlm-camera; none takes it away")
     parser.add_argument("--display", metavar="ID", help="the same for the display's serial port, or a UART (ttyTHS1): "
                         "/dev/physvlm-display")
-    parser.add_argument("--data", default="", metavar="DIR", help="a further folder that the service may write to")
-    parser.add_argument("--bundle", action="store_true", help="run the weights and settings of the signed bundle")
+    parser.add_argument("--data", metavar="DIR", help="a further folder that the service may write to, or none")
+    parser.add_argument("--bundle", action=argparse.BooleanOptionalAction,
+                        help="run the weights and settings of the signed bundle; --no-bundle the shipped ones again")
+    parser.epilog = "What is not given of these is as at the last --apply."
     add_flags(parser, *(key for key in KEYS if key != "camera.realtime"))
     parser.set_defaults(command=_install)
 
 
 def _install(args: argparse.Namespace) -> int:
-    from edge.appliance.install import InstallError, Settings, apply, device_id, notes, preview, uninstall
+    from edge.appliance.devices import InstallError
+    from edge.appliance.install import LEFT, apply, notes, preview, uninstall
 
     try:
-        overrides = {k: v for k, v in flag_overrides(args).items() if v is not None}
-        load_config(None, overrides)
-        settings = Settings(program=args.program, user=args.user, root=Path(args.root), bundle=args.bundle, data=args.data,
-                            camera=device_id(args.camera) if args.camera else None,
-                            display=device_id(args.display) if args.display else None, config=overrides)
         if args.uninstall:
-            lines = uninstall(settings.root, args.apply)
+            lines = uninstall(Path(args.root), args.apply)
             print("\n".join(lines) if lines else "nothing was installed by this program")
-        elif args.apply:
-            print("\n".join(apply(settings)))
-        else:
-            print(preview(settings))
-        if not args.uninstall:
-            print("\nthen:" if args.apply else "\nnothing was written; after --apply:")
-            print("\n".join(f"  {line}" for line in notes(settings)))
-        elif lines:
-            print("then:\n  sudo systemctl disable --now physvlm\n  sudo systemctl daemon-reload" if args.apply
-                  else "nothing was removed; do it with --apply")
+            if lines:
+                print("\n  ".join(["then:", *LEFT]) if args.apply else "nothing was removed; do it with --apply")
+            return OK
+        settings = _settings(args)
+        print("\n".join(apply(settings)) if args.apply else preview(settings))
+        print("\nthen:" if args.apply else "\nnothing was written; after --apply:")
+        print("\n".join(f"  {line}" for line in notes(settings)))
     except (InstallError, ConfigError) as e:
         return _refuse(e)
+    except OSError as e:
+        return _refuse(InstallError(f"{e.filename}: {e.strerror}; run it with sudo, or check the disk"))
     return OK
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """As given, else as at the last --apply, else the default. Raises InstallError and ConfigError."""
+    from edge.appliance.devices import device_id
+    from edge.appliance.install import Settings, remembered
+
+    overrides = {k: v for k, v in flag_overrides(args).items() if v is not None}
+    load_config(None, overrides)
+    root = Path(args.root)
+    before = remembered(root)
+
+    def said(name: str) -> str:
+        given = getattr(args, name)
+        return before.get(name, "") if given is None else "" if given == "none" else str(given)
+
+    program = Path(sys.executable).with_name("physvlm")
+    if args.program is None and before.get("program") and (root / before["program"].lstrip("/")).exists():
+        program = Path(before["program"])
+    devices = {name: device_id(text) for name in ("camera", "display")
+               if (text := said(name)) or getattr(args, name) == ""}
+    return Settings(program=args.program or str(program), user=said("user") or "physvlm", root=root, data=said("data"),
+                    bundle=bool(before.get("bundle")) if args.bundle is None else args.bundle, config=overrides, **devices)
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +118,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     for sub in (verify, install):
         sub.add_argument("file", metavar="FILE")
         sub.add_argument("--keys", default=KEYS_FOLDER, metavar="PATH", help=f"public key, or folder (default: {KEYS_FOLDER})")
+    install.add_argument("--allow-older", action="store_true",
+                         help="take a bundle that is older than one that was installed here before")
     rollback = action("rollback", _rollback, "go back to the bundle before")
     for sub in (install, rollback):
         sub.add_argument("--store", default=BUNDLES, metavar="DIR", help=f"where bundles lie (default: {BUNDLES})")
@@ -109,6 +135,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--settings", metavar="TOML", help="settings that travel with these weights (region, profile, engine)")
     make.add_argument("--min", metavar="RELEASE", help="oldest release of the program that may run it (default: this one)")
     make.add_argument("--max", metavar="RELEASE", help="newest one (default: this one)")
+    make.add_argument("--serial", type=int, metavar="N", help="grows from bundle to bundle; a device refuses one below what it "
+                      "had (default: date and time of making, YYYYMMDDhhmmss)")
     make.add_argument("--id", default="", metavar="NAME", help="default: from the hash of its contents")
 
 
@@ -129,7 +157,8 @@ def _verify(args: argparse.Namespace) -> None:
 
     manifest = verify(Path(args.file), Path(args.keys), program_version()).manifest
     oldest, newest = manifest.program
-    print(f"{manifest.id}, made {manifest.created}, for releases {oldest} to {newest}: whole and signed")
+    print(f"{manifest.id}, serial number {manifest.serial}, made {manifest.created}, for releases {oldest} to {newest}: whole "
+          "and signed")
 
 
 def _install_bundle(args: argparse.Namespace) -> None:
@@ -137,7 +166,8 @@ def _install_bundle(args: argparse.Namespace) -> None:
     from edge.appliance.bundle_store import install
 
     bundle = verify(Path(args.file), Path(args.keys), program_version())
-    print(f"{bundle.manifest.id} is current: {install(bundle, Path(args.store))}\nthen: sudo systemctl restart physvlm")
+    proof = install(bundle, Path(args.store), allow_older=args.allow_older)
+    print(f"{bundle.manifest.id} is current: {proof}\nthen: sudo systemctl restart physvlm")
 
 
 def _rollback(args: argparse.Namespace) -> None:
@@ -161,8 +191,8 @@ def _make(args: argparse.Namespace) -> None:
     release = program_version()
     settings = Path(args.settings) if args.settings else None
     manifest, proof = make(Path(args.out), Path(args.key), Path(args.weights), Path(args.clip), (args.hr, args.rr),
-                           (args.min or release, args.max or release), settings, args.id)
-    print(f"{args.out}: {manifest.id}, {len(manifest.files)} files; {proof}")
+                           (args.min or release, args.max or release), settings, args.id, args.serial)
+    print(f"{args.out}: {manifest.id}, serial number {manifest.serial}, {len(manifest.files)} files; {proof}")
 
 
 def _refuse(error: Exception) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -32,12 +36,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """What every check is given. config_error: why the configuration cannot be used; `config` then holds the defaults."""
+    """What every check is given. config_error: why the configuration cannot be used; `config` then holds the defaults.
+    config_files: as the machine itself names them, in the order in which they are read."""
 
     system: System
     config: Config
     config_file: str
     config_error: str = ""
+    config_files: tuple[str, ...] = ()
 
     @property
     def user(self) -> str:
@@ -58,18 +64,24 @@ Check = Callable[[Case], tuple[Level, str, str]]
 
 
 def case_of(system: System, files: Sequence[str] | None) -> Case:
-    """files: configuration files as given; None takes the appliance's own where it is there."""
-    if not files:
-        files = [str(system.at(CONFIG))] if system.at(CONFIG).exists() else []
-    name = files[-1] if files else "no file, all at its default"
+    """files: configuration files as given; None takes those that the service runs with, else the appliance's own where it is
+    there."""
+    names = tuple(files or ())
+    if not names:
+        names = tuple(re.findall(r" --config (\S+)", Case(system, Config(), "").unit_setting("ExecStart")))
+        if not names and os.path.exists(system.at(CONFIG)):
+            names = (CONFIG,)
+        files = [str(system.at(name)) for name in names]
+    said = " and ".join(files or ()) or "no file, all at its default"
     try:
-        return Case(system, load_config(list(files)), name)
+        return Case(system, load_config(list(files or ())), said, config_files=names)
     except ConfigError as e:
-        return Case(system, Config(), name, str(e))
+        return Case(system, Config(), said, str(e), names)
 
 
 def examine(case: Case) -> list[Finding]:
-    """Every check in turn. One that needs the configuration is not made where that cannot be used."""
+    """Every check in turn. One that needs the configuration is not made where that cannot be used, and one that breaks is a
+    fault and spares the others."""
     from edge.appliance import check_machine, check_parts
 
     found = []
@@ -77,9 +89,29 @@ def examine(case: Case) -> list[Finding]:
         if needs_config and case.config_error:
             found.append(Finding(Level.NONE, name, "not looked at: the configuration cannot be used"))
             continue
-        level, text, mend = check(case)
-        found.append(Finding(level, name, text, mend))
-    return found
+        try:
+            level, text, mend = check(case)
+        except PermissionError as e:
+            level, text, mend = fault(f"{e.filename} may not be read by this user", "sudo physvlm doctor")
+        except Exception as e:
+            level, text, mend = fault(f"this check broke: {type(e).__name__}: {e}", "send this line to the program's makers")
+        found.append(Finding(level, name, text.replace("\n", " "), mend))
+    program = case.unit_setting("ExecStart").partition(" ")[0]
+    if not os.path.isfile(case.system.at(program)):
+        program = ""
+    return [replace(f, mend=runnable(f.mend, program)) for f in found]
+
+
+def runnable(mend: str, program: str = "") -> str:
+    """The command as it runs from any shell: sudo's path leads to no environment's `physvlm`, and `pip` is many.
+
+    program: what the service starts, if one is installed; else this one."""
+    here = Path(sys.executable)
+    root_s = os.stat(sys.prefix).st_uid == 0 and os.geteuid() != 0
+    names = {"physvlm": shlex.quote(program or str(here.with_name("physvlm"))),
+             "pip": "sudo " * root_s + f"{shlex.quote(str(here))} -m pip"}
+    return re.sub(r"(?<![\w/.-])(physvlm|pip)(?= (install|uninstall|doctor|bundle|prepare|dump)\b)",
+                  lambda found: names[found[1]], mend)
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
 
+from edge.appliance.devices import DeviceId, InstallError, plugged_in
 from edge.config import default_toml, read_toml
 from engines.files import write_whole
 
@@ -24,56 +26,25 @@ RULES = "/etc/udev/rules.d/70-physvlm.rules"
 CONFIG = "/etc/physvlm/physvlm.toml"
 JOURNAL = "/etc/systemd/journald.conf.d/physvlm.conf"
 STATE = "/var/lib/physvlm/installed.json"
+WANTED = "/etc/systemd/system/multi-user.target.wants/physvlm.service"
 CACHE = "/var/cache/physvlm"
+RECORDS = "/var/lib/physvlm/records"
 BUNDLES = "/var/lib/physvlm/bundles"
 CAMERA, DISPLAY = "/dev/physvlm-camera", "/dev/physvlm-display"
 BACKUP = ".physvlm-backup"
 """No suffix that systemd, udev or journald read: a backup beside a file is inert."""
 
-
-class InstallError(ValueError):
-    """It cannot be installed like this; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class DeviceId:
-    """How udev knows a device: by USB ids (and serial number), by the USB port it is plugged into, or as an own UART."""
-
-    vendor: str = ""
-    product: str = ""
-    serial: str = ""
-    usb_port: str = ""
-    uart: str = ""
-
-    def parent(self) -> str:
-        """udev's match on the USB device above a camera or a serial port."""
-        if self.usb_port:
-            return f'SUBSYSTEMS=="usb", KERNELS=="{self.usb_port}"'
-        found = f'SUBSYSTEMS=="usb", ATTRS{{idVendor}}=="{self.vendor}", ATTRS{{idProduct}}=="{self.product}"'
-        return found + (f', ATTRS{{serial}}=="{self.serial}"' if self.serial else "")
-
-    def itself(self) -> str:
-        """udev's match on the USB device."""
-        match = self.parent().replace("SUBSYSTEMS", "SUBSYSTEM").replace("ATTRS", "ATTR").replace("KERNELS", "KERNEL")
-        return match + ', ENV{DEVTYPE}=="usb_device"'
-
-
-def device_id(text: str) -> DeviceId:
-    """VENDOR:PRODUCT[:SERIAL] in hexadecimal as lsusb prints it, a USB port such as 1-2.3, or a UART such as ttyTHS1."""
-    if found := re.fullmatch(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})(?::([\w.-]{1,126}))?", text):
-        return DeviceId(found[1].lower(), found[2].lower(), found[3] or "")
-    if re.fullmatch(r"\d+-\d+(\.\d+)*", text):
-        return DeviceId(usb_port=text)
-    if re.fullmatch(r"tty(THS|S|AMA|TCU)\d+", text):
-        return DeviceId(uart=text)
-    raise InstallError(f"{text!r}: expected VENDOR:PRODUCT or VENDOR:PRODUCT:SERIAL as lsusb prints them (0403:6001), a USB "
-                       "port (1-2.3; udevadm info names it), or for a display a UART (ttyTHS1)")
+LEFT = ("sudo systemctl stop physvlm-recover physvlm", "sudo systemctl daemon-reload", "sudo udevadm control --reload",
+        "sudo systemctl restart systemd-journald",
+        "# left where they are: the user physvlm, /var/cache/physvlm, /var/lib/physvlm (records, bundles), /etc/physvlm/keys")
+"""What is left to do once everything was taken away."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says. config: keys for the TOML file, as section.key. data: a folder that the service may write
-    beside its own. bundle: run the signed bundle's weights and settings instead of the shipped ones."""
+    """What the command line says, and where it is silent what it said last time (`remembered`). config: keys for the TOML file,
+    as section.key. data: a folder that the service may write beside its own. bundle: run the signed bundle's weights and
+    settings instead of the shipped ones."""
 
     program: str
     user: str = "physvlm"
@@ -96,6 +67,21 @@ class Settings:
             raise InstallError(f"--camera {self.camera.uart}: is a serial port; expected the ids or the USB port of a camera")
         if self.bundle and self.config.get("model.weights"):
             raise InstallError("--bundle and --weights: the bundle brings its weights; leave one of them out")
+        for flag, device, other, key, name in (("--camera", self.camera, "--source", "camera.source", f"usb:{CAMERA}"),
+                                               ("--display", self.display, "--port", "serial.port", DISPLAY)):
+            given = str(self.config.get(key) or "")
+            if device is not None and given and given.partition(",")[0] != name:
+                raise InstallError(f"{flag} {device} becomes {name}, and {other} {given} is another; leave one of them out")
+        self._check_writable()
+
+    def _check_writable(self) -> None:
+        """What the service is told to write lies where its unit lets it."""
+        places = [CACHE, RECORDS] + [self.data] * bool(self.data)
+        for key, flag in (("record.folder", "--record"), ("serial.wire_file", "--wire"), ("model.engine_cache", "--cache")):
+            path = str(self.config.get(key) or "")
+            if path and not any(Path(os.path.normpath(path)).is_relative_to(place) for place in places):
+                raise InstallError(f"{flag} {path}: the service may write only below {', '.join(places)}; choose a place "
+                                   "there, or give the folder to --data too")
 
     def keys(self) -> dict[str, object]:
         """What stands in the TOML file; all else stays commented out there."""
@@ -130,9 +116,14 @@ def planned(settings: Settings) -> list[File]:
     ]
 
 
+def configs(settings: Settings) -> list[str]:
+    """The service's configuration files; a later one wins over an earlier one."""
+    return [f"{BUNDLES}/current/physvlm.toml"] * settings.bundle + [CONFIG]
+
+
 def _filled(name: str, settings: Settings) -> str:
-    configs = [f"{BUNDLES}/current/physvlm.toml"] * settings.bundle + [CONFIG]
-    values = {"PROGRAM": settings.program, "USER": settings.user, "CONFIGS": " ".join(f"--config {c}" for c in configs),
+    values = {"PROGRAM": settings.program, "USER": settings.user,
+              "CONFIGS": " ".join(f"--config {c}" for c in configs(settings)),
               "WRITABLE": f"ReadWritePaths=-{settings.data}" if settings.data else "# No further ReadWritePaths: --data DIR"}
     text = (package_files("edge.appliance") / "files" / name).read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text)
@@ -154,7 +145,7 @@ def udev_rules(settings: Settings) -> str:
         else:
             lines += ["", f"{node}, {device.parent()}, {link}",
                       f'ACTION=="add|bind|change", {device.itself()}, ENV{{ID_MM_DEVICE_IGNORE}}="1"',
-                      f'ACTION=="add", {device.itself()}, TEST=="power/control", ATTR{{power/control}}="on"']
+                      f'ACTION=="add|change", {device.itself()}, TEST=="power/control", ATTR{{power/control}}="on"']
     return "\n".join(lines) + "\n"
 
 
@@ -163,23 +154,42 @@ def notes(settings: Settings) -> list[str]:
     program = shlex.quote(settings.program)
     lines = ["sudo systemd-sysusers", "sudo systemctl restart systemd-journald",
              "sudo udevadm control --reload && sudo udevadm trigger", "sudo systemctl daemon-reload"]
-    if settings.display is None or settings.display.uart:
-        lines += ["# on a Jetson's own UART a login prompt may sit; also take console=tty... of it out of the boot arguments:",
-                  "sudo systemctl disable --now nvgetty serial-getty@ttyTHS1"]
+    if settings.display is not None and settings.display.uart:
+        uart = settings.display.uart
+        lines += [f"# a login prompt may sit on {uart}; also take console={uart} out of the boot arguments, if it is there:",
+                  *["sudo systemctl disable --now nvgetty"] * uart.startswith("ttyTHS"),
+                  f"sudo systemctl mask --now serial-getty@{uart}"]
     if settings.bundle:
         lines += [f"sudo {program} bundle install FILE"]
     if settings.config.get("model.backend") == "tensorrt":
         lines += [f"sudo install -d -o {settings.user} -g {settings.user} -m 750 {CACHE}",
-                  f"sudo -u {settings.user} {program} prepare --config {CONFIG}"]
-    lines += ["sudo systemctl enable --now physvlm", f"sudo {program} doctor"]
-    if not (settings.root / settings.program.lstrip("/")).exists():
+                  f"sudo -u {settings.user} {program} prepare {' '.join(f'--config {c}' for c in configs(settings))}"]
+    lines += ["sudo systemctl enable physvlm && sudo systemctl restart physvlm", f"sudo {program} doctor"]
+    if not os.path.exists(settings.root / settings.program.lstrip("/")):
         lines.insert(0, f"# {settings.program} is not there yet: install it, or name another with --program")
+    lines[:0] = _fitting(settings)
     if settings.program.startswith(("/home/", "/root/")):
         lines.insert(0, f"# {settings.program} is in a home folder, which the user {settings.user} may not enter: better /opt")
     there = settings.root / CONFIG.lstrip("/")
-    if there.exists():
+    if os.path.exists(there):
         lacking = {name: value for name, value in settings.keys().items() if read_toml(there).get(name) != value}
         lines[:0] = [f"# {CONFIG} is yours and stays; set there: {name} = {value!r}" for name, value in lacking.items()]
+    return lines
+
+
+def _fitting(settings: Settings) -> list[str]:
+    """What of the named devices is plugged in, where that is not exactly one."""
+    lines = []
+    for flag, device, subsystem in (("--camera", settings.camera, "video4linux"), ("--display", settings.display, "tty")):
+        if device is None or not (settings.root / "sys/class").is_dir():
+            continue
+        found = plugged_in(settings.root, subsystem, device)
+        if not found:
+            lines.append(f"# {flag} {device}: nothing like it is plugged in now (lsusb lists what is)")
+        elif len(found) > 1:
+            lines.append(f"# {flag} {device} fits {len(found)} devices, and the name may lead to any of them: "
+                         + "; ".join(f"{name} ({where})" for name, where in found.items())
+                         + f"; name one by its serial number or USB port, such as {flag} 1-2.3")
     return lines
 
 
@@ -202,13 +212,23 @@ def _read(path: Path) -> str | None:
         raise InstallError(f"{path} cannot be read: {e.strerror}; run it with sudo") from e
 
 
-def _written(root: Path) -> dict[str, dict[str, str]]:
-    """By path: the hash of what was written, and the name of the backup of what lay there before, if any."""
+def _state(root: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """(by path: the hash of what was written, and the name of the backup of what lay there before, if any; what the command
+    line said)."""
     text = _read(_at(root, STATE))
     try:
-        return {} if text is None else dict(json.loads(text)["files"])
+        record = {"files": {}} if text is None else json.loads(text)
+        files, said = dict(record["files"]), dict(record.get("said", {}))
+        if not all(isinstance(value, str) for value in (*said, *said.values())):
+            raise TypeError("what was said is no text")
+        return files, said
     except (ValueError, KeyError, TypeError) as e:
         raise InstallError(f"{_at(root, STATE)} is damaged ({e}); delete it: backups then stay where they are") from e
+
+
+def remembered(root: Path) -> dict[str, str]:
+    """What the command line of the last `apply` said: flag -> value. So a later one with one flag leaves the rest alone."""
+    return _state(root)[1]
 
 
 def _hash(text: str) -> str:
@@ -241,7 +261,9 @@ def preview(settings: Settings) -> str:
 def apply(settings: Settings) -> list[str]:
     """Writes what is new or changed; one line a file. Raises InstallError."""
     root, done = settings.root, []
-    written = _written(root)
+    written, _ = _state(root)
+    said = {"program": settings.program, "user": settings.user, "data": settings.data, "camera": str(settings.camera or ""),
+            "display": str(settings.display or ""), "bundle": "yes" if settings.bundle else ""}
     for file in planned(settings):
         path = _at(root, file.path)
         there = _read(path)
@@ -258,7 +280,7 @@ def apply(settings: Settings) -> list[str]:
                 write_whole(path, file.text.encode())
             if action != "kept":
                 written[file.path] = record
-                _keep(root, written)
+            _keep(root, written, said)
         except OSError as e:
             raise InstallError(f"{path} cannot be written: {e.strerror}; run it with sudo, or check the disk") from e
         done.append(f"{action:<8} {file.path}" + (f" (was: {record['backup']})" if "backup" in record else ""))
@@ -274,10 +296,10 @@ def open_folder(path: Path) -> None:
     path.chmod(0o755)
 
 
-def _keep(root: Path, written: Mapping[str, Mapping[str, str]]) -> None:
+def _keep(root: Path, written: Mapping[str, Mapping[str, str]], said: Mapping[str, str]) -> None:
     state = _at(root, STATE)
     open_folder(state.parent)
-    content = json.dumps({"files": written}, indent=1).encode() + b"\n"
+    content = json.dumps({"files": written, "said": said}, indent=1).encode() + b"\n"
     if not state.exists() or state.read_bytes() != content:
         write_whole(state, content)
 
@@ -293,7 +315,12 @@ def _backup(path: Path) -> Path:
 def uninstall(root: Path, really: bool) -> list[str]:
     """Takes away what `apply` wrote and puts back what lay there before; what was edited since is kept as a backup."""
     done = []
-    written = _written(root)
+    written, _ = _state(root)
+    wanted = root / WANTED.lstrip("/")
+    if UNIT in written and "backup" not in written[UNIT] and wanted.is_symlink():
+        done.append(f"removed: {WANTED}")  # what `systemctl enable` made; it cannot be disabled once its unit is gone
+        if really:
+            wanted.unlink()
     for name, record in reversed(list(written.items())):
         path = _at(root, name)
         there = _read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import time
@@ -96,6 +97,14 @@ class System:
             return self.at(path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
+
+    def apt_version(self, package: str) -> str | None:
+        """What dpkg says of an installed package, without Debian's own additions; None where it is not there."""
+        for paragraph in (self.text("/var/lib/dpkg/status") or "").split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if re.match(r"[A-Z][\w-]*: ", line))
+            if fields.get("Package") == package and fields.get("Status", "").endswith(" installed"):
+                return fields.get("Version", "").partition(":")[2].partition("-")[0] or fields["Version"].partition("-")[0]
+        return None
 
     def command(self, *words: str) -> Ran | None:
         return self.run(words) if self.live else None

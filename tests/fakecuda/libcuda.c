@@ -1,8 +1,9 @@
 /* A stand-in for NVIDIA's driver library, libcuda.so.1, over host memory, so that the real pycuda runs without a GPU.
  *
  * Written from the public signatures of the driver API; it needs no CUDA header. Only what pycuda needs for the device, the
- * primary context, streams, memory and asynchronous copies works; whoever builds it adds a stub that answers 801 (not
- * supported) for every other symbol of pycuda's (tests/standin_driver.py). It is stricter than a driver where that finds bugs:
+ * primary context, streams, memory, asynchronous copies and kernels works; whoever builds it adds a stub that answers 801 (not
+ * supported) for every other symbol of pycuda's (tests/standin_driver.py). A cubin is a library of the host here, made by
+ * tests/host_nvcc.py. It is stricter than a driver where that finds bugs:
  *   - a call with no live context current in the calling thread answers 201;
  *   - copies and frees are checked against the live allocations: outside one, or twice, answers 1;
  *   - new memory holds rubbish, and freed memory is taken away: touching it, or a page beyond an end, ends the process;
@@ -12,6 +13,8 @@
  * The functions named standin_ are for the tests: set the device, break a call, count what lives, give a stream work.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <elf.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -25,13 +28,14 @@ typedef unsigned long long Address; /* CUdeviceptr */
 typedef void (*Work)(int perform); /* called once: to be done, or with 0 to be forgotten */
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, LAUNCH_FAILED = 719 };
+       INVALID_CONTEXT = 201, NO_BINARY = 209, INVALID_HANDLE = 400, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 
 static const struct { Result code; const char *text; } TEXTS[] = {
     {OK, "no error"}, {INVALID_VALUE, "invalid argument"}, {OUT_OF_MEMORY, "out of memory"},
     {NOT_INITIALISED, "initialization error"}, {NO_DEVICE, "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "invalid device ordinal"}, {INVALID_CONTEXT, "invalid device context"},
-    {INVALID_HANDLE, "invalid resource handle"}, {LAUNCH_FAILED, "unspecified launch failure"},
+    {NO_BINARY, "no kernel image is available for execution on the device"},
+    {INVALID_HANDLE, "invalid resource handle"}, {NOT_FOUND, "named symbol not found"}, {LAUNCH_FAILED, "unspecified launch failure"},
     {801, "operation not supported"}};
 
 /* --- what tests turn */
@@ -186,7 +190,8 @@ Result cuCtxGetDevice(int *device) { *device = 0; return need_context(); }
 
 /* --- streams: lists of what is to be done */
 
-typedef struct Item { struct Item *next; Work work; void *to; const void *from; size_t size; } Item;
+typedef int (*Launch)(const unsigned dims[6], const char *arguments, size_t size, int perform);
+typedef struct Item { struct Item *next; Work work; Launch launch; unsigned dims[6]; void *to; const void *from; size_t size; } Item;
 typedef struct Stream { struct Stream *next; Item *first, **last; } Stream;
 static Stream *streams;
 static long n_streams;
@@ -226,6 +231,8 @@ static void drain(Stream *stream, int perform)
             return;
         if (item->work)
             item->work(perform);
+        else if (item->launch)
+            item->launch(item->dims, item->from, item->size, perform), free((void *)item->from);
         else if (perform)
             memcpy(item->to, item->from, item->size);
         free(item);
@@ -236,6 +243,18 @@ Result standin_enqueue(Stream *stream, Work work)
 {
     TRY(need_context());
     return put(stream, (Item){.work = work});
+}
+
+/* How much work all streams together still have. */
+long standin_waiting(void)
+{
+    long count = 0;
+    pthread_mutex_lock(&lock);
+    for (const Stream *stream = streams; stream; stream = stream->next)
+        for (const Item *item = stream->first; item; item = item->next)
+            count++;
+    pthread_mutex_unlock(&lock);
+    return count;
 }
 
 Result cuStreamCreate(Stream **stream, unsigned flags)
@@ -396,14 +415,94 @@ Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t size, Stream *stream)
     return put(stream, (Item){.to = to, .from = (const void *)(uintptr_t)from, .size = size});
 }
 
-/* device and host allocations, streams, retains of the context, copies up and down */
-void standin_count(long counts[6])
+/* --- modules: a library of the host each, a function for each kernel */
+
+static long n_modules;
+
+typedef struct Module { void *library; } Module;
+
+Result cuModuleLoadDataEx(Module **module, const void *image, unsigned n_options, const int *options, void **values)
+{
+    TRY(need_context());
+    TRY(fault("cuModuleLoadDataEx"));
+    for (unsigned i = 0; i < n_options; i++)
+        if (options[i] == 4 || options[i] == 6) /* CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES */
+            values[i] = 0;
+    const Elf64_Ehdr *head = image;
+    if (memcmp(image, ELFMAG, SELFMAG))
+        return NO_BINARY;
+    char path[] = P_tmpdir "/standin-cubin-XXXXXX"; /* a name of its own: dlopen takes the same name for the same library */
+    int file = mkstemp(path);
+    size_t size = head->e_shoff + (size_t)head->e_shnum * head->e_shentsize; /* the section headers come last */
+    void *library = write(file, image, size) == (ssize_t)size ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    close(file);
+    unlink(path);
+    const char *architecture = library ? dlsym(library, "architecture") : NULL;
+    char ours[32];
+    snprintf(ours, sizeof ours, "sm_%d%d", card.major, card.minor);
+    if (!architecture || strcmp(architecture, ours)) {
+        if (library)
+            dlclose(library);
+        return NO_BINARY;
+    }
+    *module = malloc(sizeof **module);
+    (*module)->library = library;
+    __sync_fetch_and_add(&n_modules, 1);
+    return OK;
+}
+
+Result cuModuleUnload(Module *module)
+{
+    TRY(need_context());
+    dlclose(module->library);
+    free(module);
+    __sync_fetch_and_sub(&n_modules, 1);
+    return OK;
+}
+
+Result cuModuleGetFunction(Launch *function, Module *module, const char *name)
+{
+    char symbol[128];
+    TRY(need_context());
+    TRY(fault("cuModuleGetFunction"));
+    snprintf(symbol, sizeof symbol, "launch_%s", name);
+    *function = (Launch)(uintptr_t)dlsym(module->library, symbol);
+    return *function ? OK : NOT_FOUND;
+}
+
+Result cuFuncSetBlockShape(Launch function, int x, int y, int z) { return need_context(); }
+
+Result cuLaunchKernel(Launch function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, Stream *stream, void **each, void **extra)
+{
+    TRY(need_context());
+    TRY(fault("cuLaunchKernel"));
+    Item item = {.launch = function, .dims = {gx, gy, gz, bx, by, bz}};
+    const void *given = NULL;
+    for (; *extra; extra += 2)
+        if ((uintptr_t)*extra == 1) /* CU_LAUNCH_PARAM_BUFFER_POINTER */
+            given = extra[1];
+        else
+            item.size = *(size_t *)extra[1];
+    if (shared || !gx || !gy || !function(item.dims, given, item.size, 0))
+        return INVALID_VALUE;
+    void *kept = malloc(item.size);
+    item.from = memcpy(kept, given, item.size);
+    Result queued = put(stream, item);
+    if (queued != OK)
+        free(kept);
+    return queued;
+}
+
+/* device and host allocations, streams, retains of the context, copies up and down, modules */
+void standin_count(long counts[7])
 {
     pthread_mutex_lock(&lock);
-    memset(counts, 0, 6 * sizeof *counts);
+    memset(counts, 0, 7 * sizeof *counts);
     for (int i = 0; i < n_blocks; i++)
         if (blocks[i].start)
             counts[blocks[i].kind == DEVICE ? 0 : 1]++;
     counts[2] = n_streams, counts[3] = n_retained, counts[4] = n_copies_up, counts[5] = n_copies_down;
+    counts[6] = n_modules;
     pthread_mutex_unlock(&lock);
 }
