@@ -31,7 +31,7 @@ CHAIN = 64  # estimates kept: 4 s of them even at 16 a second
 HOP_LOST_S = 2.5  # two estimates further apart than this do not vouch for each other
 # Fewer beats than this to a breath is one rhythm seen twice: term newborns have 1.5 at the extremes (HR 87, RR 57).
 MIN_BEATS_PER_BREATH = 1.2
-# Beside a lamp that swells or a camera that sways at a breath's rate, a pulse this near (per minute) to one of these times it
+# Beside a lamp that swells at a breath's rate, a pulse this near (per minute) to one of these times it
 # is an overtone: saturated pictures and edges that pass make them, up to the sixth on rendered newborns.
 OVERTONES, OVERTONE_REACH = range(2, 7), 2.5
 # What imitated a breath stays in the pulse's averaging time so long, also while no breath can be read beside it.
@@ -39,9 +39,9 @@ IMITATION_S = 8.0
 
 # World trouble, worst first: the first that holds is the reason. FAULT and BLOCK show no number, DOUBT one with ?.
 FAULT = {Reason.NO_CAMERA: State.FAULT, Reason.MODEL_FAULT: State.FAULT, Reason.FRAMES_STALLED: State.STALE}
-# aliasing; nobody there; noise above the pulse; what beats moves instead of changing colour; the lamp or the camera breathes
-BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK, Reason.MOTION, Reason.LIGHT_FLICKER, Reason.CAMERA_SHAKE)
-DOUBT = (Reason.OVEREXPOSED, Reason.GAP)  # the wave's own quality decides
+# aliasing; nobody there; noise above the pulse; what beats moves instead of changing colour; the lamp breathes
+BLOCK = (Reason.LOW_FPS, Reason.SUBJECT_LOST, Reason.TOO_DARK, Reason.MOTION, Reason.LIGHT_FLICKER)
+DOUBT = (Reason.OVEREXPOSED, Reason.CAMERA_SHAKE, Reason.GAP)  # the wave's own quality decides
 
 NOTHING_FOUND: Refusal = (State.INVALID, Reason.LOW_SIGNAL)
 
@@ -105,8 +105,8 @@ class Gate:
         age_s = (now_ns - end_ns) / NS_PER_S
         one_rhythm = self._one_rhythm(estimate)
         hr_trouble = {*conditions, *hr_conditions}
-        if rr_conditions:
-            self._imitation = end_ns, estimate.rr_per_min, frozenset(rr_conditions)
+        if imitating := frozenset(rr_conditions) & frozenset(BLOCK):
+            self._imitation = end_ns, estimate.rr_per_min, imitating
         if estimate.hr_per_min is not None:
             hr_trouble |= self._overtone_or_breath(estimate.hr_per_min, end_ns)
 

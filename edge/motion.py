@@ -38,7 +38,8 @@ lamp's: lamps have 1.00, rendered breathing 0.00-0.30, a real chest that fills t
 RIGID = 0.85
 """How far the cells move in step (the square of their phases' mean, whatever each one's size), along x or y, above which the
 camera sways: rendered sways that were read as a breath have 0.78-0.96, with the background in it; rendered breathing 0.00-0.45,
-a real chest that fills the picture 0.48-0.72. A breath that is not shown is missed by somebody, so the chest gets the room."""
+a real chest that fills the picture 0.48-0.72, and more than 0.85 in parts of it: it tells an overtone from a pulse, never a
+sway from a breath."""
 
 SWAY_HZ, SWAY_REACH_HZ = (0.1, 2.0), 0.042
 """Where a sway is looked for, and how near to a multiple of it its overtones are read (2.5 per minute)."""

@@ -175,7 +175,7 @@ class View:
 
     def imitated(self, found: Estimate, wave: Waveform) -> tuple[frozenset[Reason], frozenset[Reason]]:
         """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells, a
-        camera that sways."""
+        camera that sways. A breath in a picture that moves as one is doubted alone: a chest that fills it does so, too."""
         pulse, breath, fs_hz = set(), set(), self._engine.spec.fs_hz
         if found.hr_per_min is not None:
             seen = self._features, self._mask, found.hr_per_min / 60, fs_hz
@@ -184,12 +184,12 @@ class View:
             if lamp_beats(*seen):
                 pulse.add(Reason.LIGHT_FLICKER)
             if camera_sways(*seen, times=SWAY_OVERTONES):
-                pulse.add(Reason.CAMERA_SHAKE)
+                pulse.add(Reason.MOTION)
         if found.rr_per_min is not None:
             seen = self._features, self._mask, found.rr_per_min / 60, fs_hz
             if lamp_swells(*seen):
                 breath.add(Reason.LIGHT_FLICKER)
-            if camera_sways(*seen, times=(1, *SWAY_OVERTONES)):
+            if camera_sways(*seen):
                 breath.add(Reason.CAMERA_SHAKE)
         return frozenset(pulse), frozenset(breath)
 
