@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import gc
 import json
 import math
 import os
@@ -41,7 +40,6 @@ from edge.bench_machine import differences, facts, load_of, parse_tegrastats, re
 from edge.bench_report import html, junit
 from edge.bench_run import FAULTS, Fault, Log, RunError, WallClock, _step, _until, conduct
 from edge.camera import CameraLost, open_camera
-from edge.memory import TIDY_NS, Tidy
 from engines.errors import EngineError
 from firmware_bridge.frame import Sender
 from firmware_bridge.link import Link
@@ -417,21 +415,6 @@ def test_a_clip_becomes_what_a_web_camera_gives_with_its_truth(tmp_path):
     assert [round(f.t_ns / 1e6) for f in frames] == [round(1000 * i / 30) for i in range(12)]
     assert np.abs(frames[7].bgr.mean(axis=(0, 1)) - pictures[7].mean(axis=(0, 1))).max() < 1.0
     assert truth_of(made).steady("hr") == 150.0
-
-
-def test_a_long_run_keeps_its_memory_tidy_and_cheaply():
-    kept = [tuple(range(n % 12)) for n in range(10)]  # free lists are filled by what was built of generators
-    for _ in range(20_000):
-        tuple(n for n in range(7))
-    tidy, before = Tidy(), sys.getallocatedblocks()
-    tidy.look(0)
-    assert sys.getallocatedblocks() >= before - 100  # nothing yet: it comes after a minute
-    tidy.look(TIDY_NS)
-    assert sys.getallocatedblocks() < before - 1000 and len(kept) == 10
-    start = time.perf_counter()
-    tidy.look(2 * TIDY_NS)
-    assert time.perf_counter() - start < 0.02
-    gc.unfreeze()
 
 
 def test_a_truth_that_is_none_is_refused(tmp_path):
