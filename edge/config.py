@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -202,9 +203,9 @@ def load_config(path: str | Path | Sequence[str] | None = None, overrides: Mappi
 
 def read_toml(path: Path) -> dict[str, object]:
     """The file's keys as section.key, every one of them known; the values are not looked at. Raises ConfigError."""
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path}: cannot be read: no file; expected a TOML file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path}: cannot be read: no file; expected a TOML file")
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
