@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import cv2
@@ -85,14 +86,19 @@ def area_means(bgr: NDArray[np.uint8], region: Region, size: int) -> NDArray[np.
         larger = cv2.resize(crop.astype(np.float32), (max(region.w_px, size), max(region.h_px, size)),
                             interpolation=cv2.INTER_LINEAR)
         return np.asarray(cv2.resize(larger, (size, size), interpolation=cv2.INTER_AREA), np.float32)
-    rows = np.linspace(0, region.h_px, size + 1).round().astype(np.intp)
-    cols = np.linspace(0, region.w_px, size + 1).round().astype(np.intp)
+    rows, cols, counts = _cells(region.w_px, region.h_px, size)
     bands = np.empty((size, region.w_px, 3), np.int32)
-    for i in range(size):
-        cv2.reduce(crop[rows[i]:rows[i + 1]], 0, cv2.REDUCE_SUM, bands[i:i + 1], cv2.CV_32S)
-    sums = np.add.reduceat(bands, cols[:-1], axis=1)
-    count = np.diff(rows)[:, None] * np.diff(cols)[None, :]
-    return (sums / count[..., None]).astype(np.float32)
+    for i, (top, bottom) in enumerate(itertools.pairwise(rows)):
+        cv2.reduce(crop[top:bottom], 0, cv2.REDUCE_SUM, bands[i:i + 1], cv2.CV_32S)
+    return (np.add.reduceat(bands, cols[:-1], axis=1) / counts).astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _cells(width_px: int, height_px: int, size: int) -> tuple[list[int], NDArray[np.intp], NDArray[np.float64]]:
+    """Borders of the cells' rows and columns, and how many pixels each cell has (size, size, 1)."""
+    rows, cols = (np.linspace(0, length, size + 1).round().astype(np.intp) for length in (height_px, width_px))
+    counts = np.diff(rows)[:, None] * np.diff(cols)[None, :]
+    return rows.tolist(), cols, counts[..., None].astype(np.float64)
 
 
 class Grid:

@@ -8,9 +8,12 @@ region never interrupts a number.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
@@ -325,11 +328,13 @@ class _Watch:
         if self._last is not None and self._changed_ns is not None and np.array_equal(means, self._last):
             self.duplicates += 1
             return
-        if len(self._times_ns) > 8 and t_ns - self._times_ns[-1] > STALL_STEPS * float(np.median(np.diff(self._times_ns))):
+        if len(self._times_ns) > 8 and t_ns - self._times_ns[-1] > STALL_STEPS * median(
+                after - before for before, after in pairwise(self._times_ns)):
             self._stalled_ns = t_ns
             self.stalls += 1
         self._last, self._changed_ns = means, t_ns
-        self._times_ns = [t for t in self._times_ns if t_ns - FPS_OVER_S * 1e9 < t < t_ns] + [t_ns]
+        times = self._times_ns
+        self._times_ns = [*times[bisect_right(times, t_ns - FPS_OVER_S * 1e9):bisect_left(times, t_ns)], t_ns]
         jump = self._steps.push(t_ns, means)
         if jump:
             self._jumps = [seen for seen in self._jumps if t_ns - seen[0] < STEP_DOUBT_S * 1e9] + [(t_ns, jump)]

@@ -151,9 +151,9 @@ class Link:
             self._health = replace(self._health, last_status=status)
             self._counts = [*self._counts[:1], (self._health.frames, status)]
             self._report(self._read_back.check(status, now_ms))
-        self._health = replace(self._health, distrusted=self._read_back.distrusts(now_ms))
-        counters = self._decoder.counters
-        self._health = replace(self._health, received=counters.ok, received_bad=counters.bad)
+        distrusted, counters, known = self._read_back.distrusts(now_ms), self._decoder.counters, self._health
+        if (distrusted, counters.ok, counters.bad) != (known.distrusted, known.received, known.received_bad):
+            self._health = replace(known, distrusted=distrusted, received=counters.ok, received_bad=counters.bad)
         return decoded
 
     def health(self) -> Health:
