@@ -146,9 +146,9 @@ class ReadBack:
             return ""
         if mode != ScreenMode.LIVE:
             return f"{on_glass} in screen mode {mode}: expected dashes"
+        if now_ms - self._first_ms < TAKEOVER_MS:  # also once a frame of ours was taken: the screen may have been painted before
+            return ""
         if status.last_session != self._session:
-            if now_ms - self._first_ms < TAKEOVER_MS:
-                return ""
             return f"{on_glass} of session {status.last_session:04X}: expected {self._session:04X}; look for a second sender"
         recent = [vitals for when_ms, vitals in self._vitals if now_ms - when_ms <= EXPLAINED_MS]
         if any(_shows(vitals, values, marks) for vitals in recent):

@@ -117,6 +117,19 @@ def test_what_an_earlier_session_left_on_the_glass_is_no_mismatch():
     assert Trouble.MISMATCH not in room.run(20)
 
 
+def test_a_screen_painted_before_our_first_frame_was_taken_is_no_mismatch_for_a_while():
+    """One restart in twenty met the display between taking the new session's first frame and painting."""
+    room = Room()
+    room.run(10)
+    painted = room.display.status(room.t_ms)
+    room.restart_unit(session=8)
+    room.make = lambda: vitals(pr=VitalState.SEARCHING, rr=VitalState.SEARCHING)
+    room.rigged = lambda status: replace(status, shown_pr_x10=painted.shown_pr_x10, shown_rr_x10=painted.shown_rr_x10,
+                                         shown_state=painted.shown_state)
+    assert quiet(room.run(3)) and room.findings[-1].trouble is Trouble.NONE
+    assert room.run(4)[-1] is Trouble.MISMATCH
+
+
 def test_a_display_that_restarts_is_no_mismatch():
     room = Room()
     room.run(10)
