@@ -146,7 +146,7 @@ class ReadBack:
             return ""
         if mode != ScreenMode.LIVE:
             return f"{on_glass} in screen mode {mode}: expected dashes"
-        if now_ms - self._first_ms < TAKEOVER_MS:  # also once a frame of ours was taken: the screen may have been painted before
+        if now_ms - self._first_ms < TAKEOVER_MS:  # also with a frame of ours taken: the screen may have been painted before
             return ""
         if status.last_session != self._session:
             return f"{on_glass} of session {status.last_session:04X}: expected {self._session:04X}; look for a second sender"
