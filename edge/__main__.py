@@ -170,10 +170,12 @@ def _check_record(folder: str) -> None:
     Raises ConfigError for what can never become a folder."""
     from edge.config import ConfigError
 
+    if not folder:
+        return
     there = Path(folder).absolute()
-    while folder and not os.path.lexists(there):
+    while not os.path.lexists(there):
         there = there.parent
-    if folder and there.exists() and not there.is_dir():
+    if there.exists() and not there.is_dir():
         raise ConfigError(f"record.folder (--record) {folder}: {there} is a file; expected a folder, or one that can be made")
 
 

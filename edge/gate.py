@@ -31,8 +31,8 @@ CHAIN = 64  # estimates kept: 4 s of them even at 16 a second
 HOP_LOST_S = 2.5  # two estimates further apart than this do not vouch for each other
 # Fewer beats than this to a breath is one rhythm seen twice: term newborns have 1.5 at the extremes (HR 87, RR 57).
 MIN_BEATS_PER_BREATH = 1.2
-# Beside a lamp that swells at a breath's rate, a pulse this near (per minute) to one of these times it
-# is an overtone: saturated pictures and edges that pass make them, up to the sixth on rendered newborns.
+# Beside a lamp that swells at a breath's rate, a pulse this near (per minute) to one of these times it is an overtone:
+# saturated pictures and edges that pass make them, up to the sixth on rendered newborns, also where a camera sways.
 OVERTONES, OVERTONE_REACH = range(2, 7), 2.5
 # What imitated a breath stays in the pulse's averaging time so long, also while no breath can be read beside it.
 IMITATION_S = 8.0

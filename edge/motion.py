@@ -1,4 +1,5 @@
-"""What imitates a rhythm: a thing that rocks is no pulse, a camera that sways no breath, a lamp that swells neither (pure).
+"""What imitates a rhythm: a thing that rocks is no pulse, nor is an overtone of a camera that sways; a lamp that swells is
+neither pulse nor breath (pure).
 
 A pulse changes the light of skin and hardly displaces it; something that rocks at a heart's rate displaces edges, and the
 change of light follows from that. Both are in the stem's first features, the plain cell means of the normalised frames.
@@ -64,19 +65,18 @@ def lamp_swells(cells: F32, valid: F32, rate_hz: float, fs_hz: float) -> bool:
     return _in_common(colours[(np.abs(colours) ** 2).sum(axis=1).argmax()]) > UNIFORM
 
 
-def camera_sways(cells: F32, valid: F32, rate_hz: float, fs_hz: float, times: Collection[int] = (1,)) -> bool:
+def camera_sways(cells: F32, valid: F32, rate_hz: float, fs_hz: float, sway_hz: float, times: Collection[int] = (1,)) -> bool:
     """Whether what goes on at rate_hz is the sway of the whole picture, or one of its overtones: so many times its rate.
 
-    cells, valid: as for rhythm_moves.
+    cells, valid: as for rhythm_moves. sway_hz: of these cells (`sway_rate`), the same whatever rate is asked about.
     """
     if 1 in times and _in_step(cells, valid, rate_hz, fs_hz) > RIGID:
         return True
-    sway_hz = _sway_hz(cells, valid, fs_hz)
     return any(abs(rate_hz - k * sway_hz) < SWAY_REACH_HZ for k in times) and _in_step(cells, valid, sway_hz, fs_hz) > RIGID
 
 
-def _sway_hz(cells: F32, valid: F32, fs_hz: float) -> float:
-    """Where the picture's mean displacement is strongest, within SWAY_HZ."""
+def sway_rate(cells: F32, valid: F32, fs_hz: float) -> float:
+    """Hz: where the picture's mean displacement is strongest, within SWAY_HZ."""
     n = _PADDED * valid.size
     taper = np.hanning(valid.size).astype(np.float32) * valid
     moved = cells[:, :, (FLOW_X, FLOW_Y)].mean(axis=1) * taper[:, None]

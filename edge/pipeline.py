@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from edge import clip
 from edge.clip import BuilderLost, ClipBuilder, MakeBuilder, Points, Region
-from edge.gate import Gate
+from edge.gate import OVERTONES, Gate
 from edge.light_steps import LightSteps
-from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves
+from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves, sway_rate
 from edge.records import Estimate, Frame, Reading, Reason, Waveform
 from edge.region import RegionSearch
 from edge.vitals import Profile, estimate
@@ -49,9 +49,6 @@ PULSE_FPS_PER_BAND, BREATH_FPS_PER_BAND = 2.4, 2.2
 MOVING_BELIEVED = 0.95
 """The student's belief from which a pulse that also moves stays one, each beat kicks the head a little. Rendered newborns
 whose pulse moves have 0.95 in the median; what rocks without a pulse has up to 0.6, one thing in ten 0.93."""
-
-SWAY_OVERTONES = range(2, 7)
-"""Of a camera's sway, read as a pulse on dolls and cots: up to the fifth on rendered ones, to the sixth on newborns."""
 
 LONG_HOLE_S = 20.0
 """A hole longer than the window leaves nothing to keep: the view starts anew instead of computing hops of nothing."""
@@ -180,19 +177,22 @@ class View:
         """(why the pulse, why the breath) of this window's estimate is none: a thing that moves, a lamp that swells, a
         camera that sways. A breath in a picture that moves as one is doubted alone: a chest that fills it does so, too."""
         pulse, breath, fs_hz = set(), set(), self._engine.spec.fs_hz
+        if found.hr_per_min is None and found.rr_per_min is None:
+            return frozenset(), frozenset()
+        sway_hz = sway_rate(self._features, self._mask, fs_hz)
         if found.hr_per_min is not None:
             seen = self._features, self._mask, found.hr_per_min / 60, fs_hz
             if wave.pulse_presence < MOVING_BELIEVED and rhythm_moves(*seen):
                 pulse.add(Reason.MOTION)
             if lamp_beats(*seen):
                 pulse.add(Reason.LIGHT_FLICKER)
-            if camera_sways(*seen, times=SWAY_OVERTONES):
+            if camera_sways(*seen, sway_hz, times=OVERTONES):
                 pulse.add(Reason.MOTION)
         if found.rr_per_min is not None:
             seen = self._features, self._mask, found.rr_per_min / 60, fs_hz
             if lamp_swells(*seen):
                 breath.add(Reason.LIGHT_FLICKER)
-            if camera_sways(*seen):
+            if camera_sways(*seen, sway_hz):
                 breath.add(Reason.CAMERA_SHAKE)
         return frozenset(pulse), frozenset(breath)
 

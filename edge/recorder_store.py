@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.recorded import BLOCK_BYTES, SUFFIXES, blocks, mend, remove_segment, segments, session_number, sessions
-from engines.files import write_whole
+from engines.files import sync_folder, write_whole
 from firmware_bridge.recording import HEAD
 
 log = logging.getLogger("physvlm")
@@ -206,7 +206,7 @@ class Store:
         except OSError:
             shutil.rmtree(session, ignore_errors=True)  # or each new try on a full disk would leave one
             raise
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         return session
 
     def _take(self) -> None:
@@ -312,14 +312,6 @@ def _holds(path: Path, data: bytes) -> bool:
     with contextlib.suppress(OSError):
         return path.read_bytes() == data
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -23,22 +23,22 @@ if [ ! -e $root/.unpacked ]; then
     cp "$(command -v qemu-aarch64-static)" $root/usr/bin/
     touch $root/.unpacked
 fi
-mkdir -p $root/opt/site $root/work
+mkdir -p $root/opt/site $root/opt/check
 "$python" -m pip install --quiet --disable-pip-version-check --upgrade --target $root/opt/site --only-binary=:all: \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
     --python-version $version --implementation cp numpy onnxruntime opencv-python-headless pyserial 2>&1 | grep -v WARNING || true
 rm -rf $root/opt/app && mkdir $root/opt/app && cp -r edge engines firmware_bridge $root/opt/app/
 
-"$python" -m calibration phantom $root/work/clip.avi --seconds 20 --size 320x240 --seed 7
-"$python" -m edge replay $root/work/clip.avi --roi full --json $root/work/here.json >/dev/null
+"$python" -m calibration phantom $root/opt/check/clip.avi --seconds 20 --size 320x240 --seed 7
+"$python" -m edge replay $root/opt/check/clip.avi --roi full --json $root/opt/check/here.json >/dev/null
 echo "replaying on the emulated machine ..."
 time chroot $root /usr/bin/qemu-aarch64-static /usr/bin/python3 -c '
 import sys; sys.path[:0] = ["/opt/site", "/opt/app"]
 import platform; print(platform.machine(), "Python", platform.python_version())
 from edge.__main__ import main
-sys.exit(main(["replay", "/work/clip.avi", "--roi", "full", "--json", "/work/there.json"]))' >$root/work/said
-head -1 $root/work/said
-"$python" - $root/work/here.json $root/work/there.json <<'PY'
+sys.exit(main(["replay", "/opt/check/clip.avi", "--roi", "full", "--json", "/opt/check/there.json"]))' >$root/opt/check/said
+head -1 $root/opt/check/said
+"$python" - $root/opt/check/here.json $root/opt/check/there.json <<'PY'
 import json, sys
 here, there = (json.load(open(path))["readings"] for path in sys.argv[1:])
 assert len(here) == len(there) > 10, (len(here), len(there))

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.phantom import Phantom, Scene
 from edge.clip import CHANNELS, Region, normalise_clip
-from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves
+from edge.motion import camera_sways, lamp_beats, lamp_swells, rhythm_moves, sway_rate
 from edge.pipeline import Stages, View
 from edge.records import Estimate, Reason, Waveform
 from tests.fake_engine import FakeEngine
@@ -74,20 +74,23 @@ def test_a_breath_is_not_the_lamp(seed: int) -> None:
 @pytest.mark.parametrize(("seed", "shake_frac"), [(3, 0.005), (5, 0.002), (8, 0.005)])
 def test_a_camera_that_sways_is_no_breath(seed: int, shake_frac: float, shake_hz: float) -> None:
     scene = replace(NEWBORN, seed=seed, subject_frac=0.6, shake_hz=shake_hz, shake_frac=shake_frac)
-    assert camera_sways(*cells(scene), shake_hz, 30.0)
+    seen = cells(scene)
+    assert camera_sways(*seen, shake_hz, 30.0, sway_rate(*seen, 30.0))
 
 
 @pytest.mark.parametrize("kind", ["doll", "empty_cot"])
 def test_the_overtones_of_a_camera_that_sways_are_told(kind: str) -> None:
     seen = cells(replace(NEWBORN, kind=kind, hr_per_min=None, rr_per_min=None, shake_hz=0.8, shake_frac=0.005))
-    told = [rate for rate in range(60, 200, 6) if camera_sways(*seen, rate / 60, 30.0, times=range(2, 7))]
+    sway_hz = sway_rate(*seen, 30.0)
+    told = [rate for rate in range(60, 200, 6) if camera_sways(*seen, rate / 60, 30.0, sway_hz, times=range(2, 7))]
     assert told == [96, 144, 192]
 
 
 @pytest.mark.parametrize(("kind", "seed"), [*(("newborn", seed) for seed in range(3, 9)), ("chest", 4), ("chest", 5)])
 def test_a_breath_is_not_the_camera(kind: str, seed: int) -> None:
     seen = cells(replace(NEWBORN, kind=kind, seed=seed, breath_frac=0.01))
-    assert not any(camera_sways(*seen, 40 * times / 60, 30.0, times=range(1, 7)) for times in range(1, 5))
+    sway_hz = sway_rate(*seen, 30.0)
+    assert not any(camera_sways(*seen, 40 * times / 60, 30.0, sway_hz, times=range(1, 7)) for times in range(1, 5))
 
 
 @pytest.mark.parametrize("lamp_hz", [1.2, 2.0, 3.6])
@@ -107,7 +110,8 @@ def test_a_pulse_is_not_the_lamp_not_even_where_skin_fills_the_picture(kind: str
 def test_nothing_at_all_is_no_lamp() -> None:
     means, valid = cells(OBJECT)
     assert not lamp_beats(means * 0, valid, 2.0, 30.0) and not lamp_swells(means * 0, valid, 0.5, 30.0)
-    assert not camera_sways(means * 0, valid, 0.5, 30.0) and not camera_sways(means, valid, 0.5, 30.0)
+    for still in (means * 0, means):
+        assert not camera_sways(still, valid, 0.5, 30.0, sway_rate(still, valid, 30.0))
 
 
 @pytest.mark.parametrize(("changed", "belief", "why"), [

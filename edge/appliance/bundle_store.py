@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edge.appliance.bundle import Bundle, BundleError, Manifest, SelfTest, read_manifest
 from edge.appliance.install import open_folder
-from engines.files import write_whole
+from engines.files import sync_folder, write_whole
 
 CURRENT, CAME_AFTER, HIGHEST, PARTIAL = "current", "came_after", "highest", ".partial"
 
@@ -77,7 +77,7 @@ def install(bundle: Bundle, store: Path, prove: Callable[[Path, SelfTest], str] 
             if (store / name).exists():  # installed once, and left since: nobody reads it
                 (store / name).rename(store / f"{PARTIAL}.{name}.old")
             partial.rename(store / name)
-            _sync(store)
+            sync_folder(store)
             write_whole(store / HIGHEST, f"{most}\n".encode())  # before the switch: what was ever current is never forgotten
             _switch(store, name)
             _clear(store, keep={name, before or name})
@@ -139,7 +139,7 @@ def unpack(bundle: Bundle, folder: Path, before: str) -> None:
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
     for each in sorted(folders, reverse=True):
-        _sync(each)
+        sync_folder(each)
 
 
 def _switch(store: Path, name: str) -> None:
@@ -149,7 +149,7 @@ def _switch(store: Path, name: str) -> None:
         new.unlink()
     os.symlink(name, new)
     new.replace(store / CURRENT)
-    _sync(store)
+    sync_folder(store)
 
 
 def _clear(store: Path, keep: set[str] | None = None) -> None:
@@ -162,14 +162,6 @@ def _clear(store: Path, keep: set[str] | None = None) -> None:
                 entry.unlink()
         elif left_over or spare:
             shutil.rmtree(entry)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager
