@@ -52,6 +52,7 @@ TEST = [
     "scipy>=1.13",
     "h5py>=3.10",
     "matplotlib>=3.9",
+    "pandas>=2.2",  # what recordings are meant to be read with
 ]
 
 setup(

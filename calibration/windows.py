@@ -54,7 +54,7 @@ def windows(source: Scene | ClipRecord, starts: Iterable[int], count: int, fs_hz
     for frame in pictures:
         means, points = builder.push(frame)
         colours = means.mean(axis=(0, 1), dtype=np.float64)
-        for normalised, valid, _ in points:
+        for normalised, (_, valid, _) in zip(builder.frames(points), points, strict=True):
             at += 1
             if at < start:
                 continue

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +28,8 @@ from edge import clip
 from edge.clip import CHANNELS, Builder, BuilderLost, ClipBuilder, Gains, Grid, MakeBuilder, Points, Region, area_means
 from edge.config import ConfigError
 from edge.records import Frame
-from engines.cuda import Buffer, Cuda, CudaError
-from engines.cuda_kernels import Memory, Module, cubin, free_all
+from engines.cuda import Buffer, Cuda, CudaError, Memory
+from engines.cuda_kernels import Module, cubin, free_all
 from engines.errors import EngineError
 from engines.tensorrt_build import bare
 
@@ -99,7 +100,7 @@ class CudaClipBuilder:
         self.size = size
         self._gpu = gpu
         self._lost = lost
-        self._zero = np.zeros((CHANNELS, size, size), np.float32)
+        self._shape = CHANNELS, size, size
         self._owned: list[Any] = []
         self._picture: Buffer | None = None
         self._answers: list[Buffer] = []
@@ -142,6 +143,14 @@ class CudaClipBuilder:
             self._lost(bare(e))
             raise BuilderLost(str(e)) from e
 
+    def frames(self, points: Points) -> F32:
+        """As ClipBuilder's: a point holds its normalised frame here, None for zeros."""
+        out = np.zeros((len(points), *self._shape), np.float32)
+        for into, (made, _, _) in zip(out, points, strict=True):
+            if made is not None:
+                into[:] = made
+        return out
+
     def _push(self, frame: Frame) -> tuple[F32, Points]:
         stream = self._gpu.stream
         self._area_means(frame)
@@ -153,7 +162,7 @@ class CudaClipBuilder:
             waiting.append(self._normalise(weight, gain, sum(bool(each) for each in waiting)))
         stream.synchronize()
         means = _finite(self._means)
-        frames = [self._zero if answer is None else _finite(answer) for answer in waiting]
+        frames = [None if answer is None else _finite(answer) for answer in waiting]
         if grid is not None:
             self._before, self._means, self._begun = self._means, self._before, True
         return means, [(normalised, gain is not None, t_ns)
@@ -200,7 +209,7 @@ class CudaClipBuilder:
             return None
         size, gpu = self.size, self._gpu
         if number == len(self._answers):
-            self._answers.append(self._buffer(self._zero.shape))
+            self._answers.append(self._buffer(self._shape))
         out = self._answers[number]
         grid, before = ((size + 31) // 32, (size + 7) // 8), self._before if self._begun else self._means
         if gain:
@@ -256,7 +265,7 @@ class CudaBuilders:
 @dataclass(frozen=True)
 class Comparison:
     """apart: the largest difference of any value, infinite where they differ in more. Times: medians of wall time a frame,
-    copies and waiting included."""
+    copies, waiting and its share of the hop's work included."""
 
     apart: float
     cpu_ms: float
@@ -267,18 +276,29 @@ def compare(cpu: Builder, cuda: Builder, width_px: int, height_px: int) -> Compa
     """Both on the same pictures of this size, in turn, so that a clock that changes meets both. Raises BuilderLost."""
     pictures = _pictures(width_px, height_px)
     times_ms: dict[Builder, list[float]] = {cpu: [], cuda: []}
-    apart, t_ns = 0.0, 0
-    for i in range(len(_STEPS_MS) + WARM_UP + ROUNDS):
+    points: dict[Builder, Points] = {cpu: [], cuda: []}
+    apart, t_ns, first = 0.0, 0, len(_STEPS_MS) + WARM_UP
+    for i in range(first + ROUNDS):
         t_ns += round(_STEPS_MS[i] * 1e6) if i < len(_STEPS_MS) else 33_366_667
         frame = Frame(i, t_ns, pictures[i % len(pictures)])
-        answers = []
+        means = {}
         for builder in (cpu, cuda):
             begun_s = time.perf_counter()
-            answers.append(builder.push(frame))
-            if i >= len(_STEPS_MS) + WARM_UP:
-                times_ms[builder].append((time.perf_counter() - begun_s) * 1e3)
-        apart = max(apart, _apart(*answers))
-    return Comparison(apart, median(times_ms[cpu]), median(times_ms[cuda]))
+            means[builder], completed = builder.push(frame)
+            times_ms[builder].append((time.perf_counter() - begun_s) * 1e3)
+            points[builder] += completed
+        apart = max(apart, _apart(means[cpu], means[cuda]))
+        if i + 1 in (first, first + ROUNDS):  # as a hop asks for them, all at once
+            frames, share_ms = {}, {}
+            for builder in (cpu, cuda):
+                begun_s = time.perf_counter()
+                frames[builder] = builder.frames(points[builder])
+                share_ms[builder] = (time.perf_counter() - begun_s) * 1e3 / ROUNDS
+            same = [point[1:] for point in points[cpu]] == [point[1:] for point in points[cuda]]
+            apart = max(apart, _apart(frames[cpu], frames[cuda]) if same else inf)
+            points = {cpu: [], cuda: []}
+    cpu_ms, cuda_ms = (median(times_ms[builder][first:]) + share_ms[builder] for builder in (cpu, cuda))
+    return Comparison(apart, cpu_ms, cuda_ms)
 
 
 _STEPS_MS = (0, 33, 34, 33, 0, 12, 55, 33, 150, 34, 290, 33, 340, 33, 33, 1400, 33, 33)
@@ -298,13 +318,10 @@ def _pictures(width_px: int, height_px: int) -> list[NDArray[np.uint8]]:
     return out
 
 
-def _apart(one: tuple[F32, Points], other: tuple[F32, Points]) -> float:
-    """The largest difference; infinite where grid points differ, or where a value is no number."""
-    if [point[1:] for point in one[1]] != [point[1:] for point in other[1]]:
-        return float("inf")
-    pairs = [(one[0], other[0]), *((a[0], b[0]) for a, b in zip(one[1], other[1], strict=True))]
-    most = max(float(np.abs(a - b).max()) for a, b in pairs)
-    return most if np.isfinite(most) else float("inf")
+def _apart(one: F32, other: F32) -> float:
+    """The largest difference; infinite where a value is no number."""
+    most = float(np.abs(one - other).max(initial=0.0))
+    return most if np.isfinite(most) else inf
 
 
 def choose(wanted: str, fs_hz: float, size: int, folder: Path, width_px: int, height_px: int, roi: Region | None,

@@ -9,6 +9,7 @@ frames to rise at 30 a second); and the level stays.
 from __future__ import annotations
 
 from collections import deque
+from math import log
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ class LightSteps:
     """Cell means (S, S, 3) in, one distinct picture after the other; the size of a step out, two frames late."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[int, F32, NDArray[np.float64]]] = deque(maxlen=_HISTORY)
+        self._seen: deque[tuple[int, F32, list[float]]] = deque(maxlen=_HISTORY)
 
     def forget(self) -> None:
         """What comes next is another place of the picture."""
@@ -50,13 +51,13 @@ class LightSteps:
         """The step's size (change of the level's logarithm), mostly 0.0: none."""
         if self._seen and t_ns - self._seen[-1][0] > NEAR_S * 1e9:
             self._seen.clear()
-        level = np.log(np.array(cv2.mean(means)[:3]) + _OFFSET_COUNTS)  # in double, at a tenth of numpy's cost
+        level = [log(mean + _OFFSET_COUNTS) for mean in cv2.mean(means)[:3]]  # in double, at a tenth of numpy's cost
         self._seen.append((t_ns, means, level))
         if len(self._seen) < _HISTORY:
             return 0.0
         levels = [level for _, _, level in self._seen]
         # the plain mean moves with everything, and costs little: it tells when to look closer
-        if np.abs(levels[3] - levels[2]).max() < STEP / 2:
+        if max(abs(new - old) for new, old in zip(levels[3], levels[2], strict=True)) < STEP / 2:
             return 0.0
         before, (step, spread), after = (self._change(i) for i in (2, 3, 4))
         stays = np.abs(np.mean(levels[3:], axis=0) - np.mean(levels[:3], axis=0)).max()

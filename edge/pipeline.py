@@ -135,7 +135,7 @@ class View:
         self._features = np.zeros((spec.window, spec.cells, spec.features), np.float32)
         self._mask = np.zeros(spec.window, np.float32)
         self._breath: F32 | None = None
-        self._waiting: Points = []
+        self._waiting: Points = []  # in order; each goes through the builder's frames once
 
     def push(self, frame: Frame) -> list[Waveform]:
         """A waveform whenever a hop is full; more than one after a gap. Raises the engine's error."""
@@ -157,9 +157,11 @@ class View:
 
     def _advance(self, chunk: Points) -> Waveform:
         spec, n = self._engine.spec, len(chunk)
+        with self._stages.timed("preprocess"):
+            frames = self._builder.frames(chunk)
         with self._stages.timed("stem"):
             valid = np.array([ok for _, ok, _ in chunk], np.float32)
-            features = self._engine.stem(np.stack([frame for frame, _, _ in chunk]))
+            features = self._engine.stem(frames)
             self._features = np.concatenate([self._features[n:], features * valid[:, None, None]])
             self._mask = np.concatenate([self._mask[n:], valid])
         with self._stages.timed("head"):
@@ -310,6 +312,7 @@ class _Watch:
         self._pulse_fps = PULSE_FPS_PER_BAND * profile.hr_band_per_min[1] / 60
         self._breath_fps = BREATH_FPS_PER_BAND * profile.rr_band_per_min[1] / 60
         self._times_ns: list[int] = []
+        self._shortest_ns = 0  # no step between these times is shorter
         self._newest_ns = 0
         self._last: F32 | None = None
         self._changed_ns: int | None = None
@@ -328,12 +331,15 @@ class _Watch:
         if self._last is not None and self._changed_ns is not None and np.array_equal(means, self._last):
             self.duplicates += 1
             return
-        if len(self._times_ns) > 8 and t_ns - self._times_ns[-1] > STALL_STEPS * median(
-                after - before for before, after in pairwise(self._times_ns)):
+        times = self._times_ns
+        step_ns = t_ns - times[-1] if times else 0
+        # the median is dear and no less than the shortest, which clears most steps
+        if len(times) > 8 and step_ns > STALL_STEPS * self._shortest_ns and step_ns > STALL_STEPS * median(
+                after - before for before, after in pairwise(times)):
             self._stalled_ns = t_ns
             self.stalls += 1
+        self._shortest_ns = min(self._shortest_ns, step_ns)
         self._last, self._changed_ns = means, t_ns
-        times = self._times_ns
         self._times_ns = [*times[bisect_right(times, t_ns - FPS_OVER_S * 1e9):bisect_left(times, t_ns)], t_ns]
         jump = self._steps.push(t_ns, means)
         if jump:
@@ -352,7 +358,9 @@ class _Watch:
             both.add(Reason.OVEREXPOSED)
         if self._changed_ns is not None and self._newest_ns - self._changed_ns > STILL_S * 1e9:
             both.add(Reason.FRAMES_STALLED)
-        fps = 1e9 / float(np.quantile(np.diff(self._times_ns), USUAL_STEP)) if len(self._times_ns) > 8 else np.inf
+        steps_ns = np.diff(self._times_ns)
+        self._shortest_ns = int(steps_ns.min(initial=0 if steps_ns.size < 8 else steps_ns[0]))
+        fps = 1e9 / float(np.quantile(steps_ns, USUAL_STEP)) if steps_ns.size >= 8 else np.inf
         if fps < self._breath_fps:
             both.add(Reason.LOW_FPS)
         elif fps < self._pulse_fps:

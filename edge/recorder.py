@@ -31,7 +31,8 @@ from edge.pipeline import HOP_S, Hop
 from edge.recorded import csv_row
 from edge.recorder_store import FORMAT, Record, Store
 from edge.records import Frame, Reading, VitalReading
-from edge.runtime import WAVE_DELAY_SAMPLES, Tap
+from edge.runtime import Tap
+from edge.wire import WAVE_DELAY_SAMPLES
 from firmware_bridge.frame import DecodedFrame
 from firmware_bridge.link import Health, LinkState
 from firmware_bridge.schema import MessageType

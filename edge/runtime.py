@@ -12,32 +12,32 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import cv2
-import numpy as np
 
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread, open_camera
 from edge.clip import ClipBuilder, MakeBuilder, Region
 from edge.config import Config
 from edge.gate import Gate
 from edge.memory import Tidy
-from edge.pipeline import HOP_S, Engine, Hop, Pipeline, Stages
-from edge.records import Frame, Reading, Reason, Waveform
+from edge.pipeline import Engine, Hop, Pipeline, Stages
+from edge.records import Frame, Reading, Reason
 from edge.vitals import PROFILES
 from edge.watchdog import Watchdog
+from edge.wire import Traces, vitals_message, withheld
 from engines.errors import EngineError
 from engines.sidecar import DEFAULT_WEIGHTS, load
 from firmware_bridge.frame import Sender
 from firmware_bridge.link import Link, LinkState
 from firmware_bridge.messages import Hello, Vitals, Wave
-from firmware_bridge.schema import NO_RATE, Channel, Flags, Tech, VitalState
+from firmware_bridge.schema import Flags
 from firmware_bridge.transmitter import FileLink, Outlet, Transmitter
 
 log = logging.getLogger("physvlm")
@@ -48,18 +48,8 @@ VITALS_PERIOD_NS = 500_000_000
 HOP_GRACE_NS = 35_000_000
 """One frame at 30 /s: half a second after a hop's own VITALS, the next waits this much longer for the next hop's."""
 
-WAVE_HZ = 25
-WAVE_PIECE_S = 0.2
-"""WAVE goes out five times a second (PROTOCOL.md), so that the trace scrolls and does not jump."""
-
-WAVE_DELAY_SAMPLES = 15
-"""The trace runs half a second behind: the newest samples still lack their right-hand context."""
-
-WAVE_FULL_SCALE = 3.0
-"""A wave has unit variance; three of them reach the trace's edge."""
-
-WAVE_PRESENCE = 0.5
-"""Below this belief the trace is a gap: a drawn noise beside dashes would look like a signal."""
+POLL_NS = 100_000_000
+"""How often the display is listened to between two VITALS, and given what a full driver did not take."""
 
 NO_FRAME_NS = 1_000_000_000
 NO_CAMERA_NS = 2_500_000_000
@@ -79,13 +69,6 @@ OPEN_STOP_S = 1.0
 
 ENGINE_FAULTS, ENGINE_FAULT_WINDOW_NS = 5, 60_000_000_000
 """More failed inferences than this within the window end the process; the supervisor starts it anew."""
-
-TECH = {Reason.NO_CAMERA: Tech.NO_CAMERA, Reason.FRAMES_STALLED: Tech.FRAMES_STALLED, Reason.TOO_DARK: Tech.TOO_DARK,
-        Reason.OVEREXPOSED: Tech.OVEREXPOSED, Reason.MOTION: Tech.MOTION, Reason.SUBJECT_LOST: Tech.SUBJECT_LOST,
-        Reason.LOW_SIGNAL: Tech.LOW_SIGNAL, Reason.UNSTABLE: Tech.LOW_SIGNAL, Reason.LOW_FPS: Tech.LOW_FPS,
-        Reason.GAP: Tech.FRAMES_STALLED, Reason.MODEL_FAULT: Tech.MODEL_FAULT, Reason.CAMERA_SHAKE: Tech.MOTION,
-        Reason.LIGHT_FLICKER: Tech.LIGHT_FLICKER}
-
 
 class RuntimeFault(RuntimeError):
     """The appliance cannot go on by itself: exit and let the supervisor restart it."""
@@ -170,62 +153,6 @@ def make_transmitter(config: Config, clock_ns: Callable[[], int], product: str, 
         outlets.append(FileLink(config.serial.wire_file))
     flags = Flags.INVESTIGATIONAL | (Flags.DEMO if demo or config.serial.demo else 0)
     return Transmitter(Sender(clock_ns, flags=int(flags)), outlets, Hello(product=product[:16]), clock_ns)
-
-
-def vitals_message(reading: Reading) -> Vitals:
-    tech = 0
-    for reason in (reading.hr.reason, reading.rr.reason):
-        tech |= int(TECH.get(reason, 0))
-    return Vitals.from_readings(reading.hr, reading.rr, tech)
-
-
-def withheld(vitals: Vitals) -> Vitals:
-    """The same without numbers: what is sent while the display is known to show something else than what it was sent."""
-    return replace(vitals, pr_x10=NO_RATE, rr_x10=NO_RATE, pr_state=VitalState.FAULT, rr_state=VitalState.FAULT,
-                   tech=vitals.tech | int(Tech.SELF_TEST_FAILED))
-
-
-class Traces:
-    """The traces on their way out: what a hop brought leaves in short pieces at the trace's own pace."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Wave] = []
-        self._due_ns = 0
-
-    def put(self, wave: Waveform, now_ns: int) -> list[Wave]:
-        """Takes a new hop in; returns what the last one still had waiting."""
-        late, self._waiting = self._waiting, list(wave_messages(wave))
-        self._due_ns = now_ns
-        return late
-
-    def due(self, now_ns: int) -> list[Wave]:
-        """The pieces whose time has come: one of each channel every WAVE_PIECE_S."""
-        out: list[Wave] = []
-        while self._waiting and now_ns >= self._due_ns:
-            out, self._waiting = [*out, *self._waiting[:2]], self._waiting[2:]
-            self._due_ns += round(WAVE_PIECE_S * 1e9)
-        return out
-
-
-def wave_messages(wave: Waveform, hop_s: float = HOP_S) -> Iterator[Wave]:
-    """The newest hop of both traces at the wire's rate, in pieces, pulse and breathing in turn.
-
-    Gaps where there is no sample or no belief.
-    """
-    n, count = round(hop_s * wave.fs_hz), round(hop_s * WAVE_HZ)
-    stop = wave.pulse.size - WAVE_DELAY_SAMPLES
-    at = np.linspace(stop - n, stop, count, endpoint=False)
-    shown = wave.valid[np.rint(at).astype(int)]
-    first = round(wave.t_end_ns / 1e9 * WAVE_HZ)
-    traces = []
-    for samples, presence in ((wave.pulse, wave.pulse_presence), (wave.resp, wave.resp_presence)):
-        values = np.interp(at, np.arange(samples.size), samples) / WAVE_FULL_SCALE
-        keep = shown & (presence >= WAVE_PRESENCE)
-        traces.append([float(v) if ok else None for v, ok in zip(values, keep, strict=True)])
-    piece = round(WAVE_PIECE_S * WAVE_HZ)
-    for i in range(0, count, piece):
-        for channel, trace in ((Channel.PULSE, traces[0]), (Channel.RESP, traces[1])):
-            yield Wave.from_samples(channel, first + i, WAVE_HZ, trace[i:i + piece])
 
 
 @dataclass
@@ -407,7 +334,7 @@ class Live:
 
     def _watch_camera(self, camera: Camera, pipeline: Pipeline, voice: Transmitter) -> bool:
         """Frames of one camera; True when it was lost, False at the end of a file or when asked to stop."""
-        due_ns = self._clock_ns()
+        due_ns = poll_ns = self._clock_ns()
         self._tell("camera", "OPEN", f"{camera.name} {camera.width}x{camera.height}")
         with CaptureThread(camera) as capture:
             while not self._stop() and not capture.ended:
@@ -433,7 +360,8 @@ class Live:
                     due_ns = self._next_due_ns(due_ns, now_ns)
                     self._say(pipeline, voice, self._silence(now_ns) | self._trouble)
                     self._tidy.look(now_ns)
-                else:
+                elif now_ns >= poll_ns:
+                    poll_ns = now_ns + POLL_NS
                     voice.poll()
         return False
 

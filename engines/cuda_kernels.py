@@ -120,32 +120,6 @@ class Module:
             self._module = None  # pycuda unloads it with its last reference, which this is
 
 
-class Memory:
-    """Bytes that the GPU alone reads and writes: what a kernel leaves for the next. Not zeroed. Make it inside
-    `cuda.current()`, and `free` it before `cuda.close()`."""
-
-    def __init__(self, cuda: Cuda, size: int) -> None:
-        self._cuda = cuda
-        self._memory: Any = None
-        with cuda._doing(f"get {size} bytes of the GPU's memory"):
-            self._memory = cuda._driver.mem_alloc(size)
-
-    @property
-    def pointer(self) -> int:
-        if self._memory is None:
-            raise CudaError("this memory was freed; make a new one")
-        return int(self._memory)
-
-    def free(self) -> None:
-        """In any thread, once no work under way uses it; a second time does nothing."""
-        memory = self._memory
-        if memory is None:
-            return
-        with self._cuda.current(), self._cuda._doing("free the GPU's memory"):
-            self._memory = None
-            memory.free()
-
-
 def free_all(things: list[Any]) -> None:
     """The newest first. What cannot be freed went with its context."""
     while things:

@@ -152,13 +152,53 @@ def light(n, size=8, seed=0, noise=0.01):
 
 
 def normalised(sequence, size=8):
-    normaliser = Normaliser(FS, size)
-    return np.stack([normaliser.push(means).copy() for means in sequence])
+    return Normaliser(FS, size).push(sequence)
 
 
 def test_normalisation_is_causal():
     sequence = light(60)
     np.testing.assert_array_equal(normalised(sequence)[:40], normalised([*sequence[:40], *light(20, seed=9)])[:40])
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_it_does_not_matter_how_many_come_at_once(size):
+    seen = light(70, size)
+    sequence = [*seen[:20], *[None] * 5, *seen[20:31], *[None] * 35, *seen[31:]]
+    whole, rng = normalised(sequence, size), np.random.default_rng(2)
+    normaliser, parts = Normaliser(FS, size), []
+    while sequence:
+        n = int(rng.integers(0, 14))
+        parts.append(normaliser.push(sequence[:n]))
+        sequence = sequence[n:]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def plain_flow(delta, mean):
+    """Cell by cell, as the docstring says: (2, S, S), x then y."""
+    size = len(mean)
+    mirrored = np.pad(np.arange(size), 1, mode="reflect")
+    out = []
+    for axis in (1, 0):
+        after, before = mean.take(mirrored[2:], axis), mean.take(mirrored[:-2], axis)
+        gradient = (after - before) / 2
+        box = [np.mean([values[np.ix_(mirrored[r:r + size], mirrored[c:c + size])] for r in range(3) for c in range(3)], axis=0)
+               for values in (-delta * gradient, gradient**2)]
+        out.append(np.clip(clip.FLOW_SCALE * box[0] / (box[1] + clip.FLOW_FLOOR**2), -clip.FLOW_CLIP, clip.FLOW_CLIP))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_light_and_flow_are_what_their_formulas_say(size):
+    sequence = light(25, size, noise=0.02)
+    out, mean, tau = normalised(sequence, size), None, clip.MEAN_TAU_S * FS
+    for i, means in enumerate(sequence):
+        logs = np.log(means.astype(float) + clip.LOG_OFFSET_COUNTS)
+        mean = logs if mean is None else mean
+        delta = logs - mean
+        mean = mean + max(1 / (i + 1), 1 / tau) * delta
+        np.testing.assert_allclose(out[i, :3], np.clip(clip.LIGHT_SCALE * delta, -clip.LIGHT_CLIP, clip.LIGHT_CLIP)
+                                   .transpose(2, 0, 1), atol=1e-4)
+        np.testing.assert_allclose(out[i, 3:], plain_flow(delta.mean(axis=-1), mean.mean(axis=-1)), atol=1e-4)
 
 
 def test_the_first_frame_is_zero_and_a_still_picture_stays_so():
@@ -238,9 +278,10 @@ def rough_frames(n=100, seed=5):
 def test_a_whole_recording_and_a_stream_are_the_same():
     region = Region(8, 4, 40, 40)
     builder = ClipBuilder(region, FS, 16)
-    points = [point for frame in rough_frames() for point in builder.push(frame)[1]]
+    seen = [builder.push(frame)[1] for frame in rough_frames()]
+    frames, points = [builder.frames(points) for points in seen], [point for points in seen for point in points]
     whole = normalise_clip(iter(rough_frames()), region, FS, 16)
-    np.testing.assert_array_equal(whole.frames, np.stack([p[0] for p in points]))
+    np.testing.assert_array_equal(whole.frames, np.concatenate(frames))
     np.testing.assert_array_equal(whole.valid, [p[1] for p in points])
     assert whole.t_end_ns == points[-1][2] and not whole.valid.all()
     assert not whole.frames[~whole.valid].any()
@@ -265,5 +306,5 @@ def test_another_region_starts_afresh():
     builder.restart(Region(0, 0, 32, 24))
     later = Frame(99, 10**12, rough_frames(1)[0].bgr)
     means, points = builder.push(later)
-    assert len(points) == 1 and points[0][1] and points[0][2] == later.t_ns and not points[0][0].any()
+    assert len(points) == 1 and points[0][1] and points[0][2] == later.t_ns and not builder.frames(points).any()
     np.testing.assert_array_equal(means, area_means(later.bgr, Region(0, 0, 32, 24), 16))

@@ -28,8 +28,8 @@ from edge.pipeline import Pipeline
 from edge.records import Frame
 from edge.runtime import make_pipeline, replay, report
 from edge.vitals import PROFILES
-from engines.cuda import Cuda, CudaError
-from engines.cuda_kernels import Memory, Module, cubin
+from engines.cuda import Cuda, CudaError, Memory
+from engines.cuda_kernels import Module, cubin
 from engines.plan import PlanError
 from tests import host_nvcc
 from tests.fake_engine import FakeEngine, at_fps, frames
@@ -129,6 +129,12 @@ def camera_frames(rng, n, height, width, step, spare):
         yield Frame(i, round(t_ns), bgr)
 
 
+def pushed(builder, frame):
+    """(area means, [(normalised frame, valid, t_ns) of every grid point]), normalised at once."""
+    means, points = builder.push(frame)
+    return means, [(made, *point[1:]) for made, point in zip(builder.frames(points), points, strict=True)]
+
+
 def assert_alike(one, other, at_most=AGREE):
     """Means exactly, grid points exactly, and normalised values within the tolerance; returns the largest difference."""
     np.testing.assert_array_equal(one[0], other[0])
@@ -148,8 +154,8 @@ def test_the_gpus_frames_are_the_cpus(either, folder, height, width, region, siz
     builder, reference = CudaClipBuilder(Gpu(folder), region, fs_hz, size), ClipBuilder(region, fs_hz, size)
     seen = {"points": 0, "gaps": 0, "zeros": 0}
     for frame in camera_frames(np.random.default_rng(height + size), 70, height, width, step, spare):
-        got = builder.push(frame)
-        assert_alike(got, reference.push(frame))
+        got = pushed(builder, frame)
+        assert_alike(got, pushed(reference, frame))
         seen["points"] += len(got[1])
         seen["gaps"] += sum(not valid for _, valid, _ in got[1])
         seen["zeros"] += sum(valid and not normalised.any() for normalised, valid, _ in got[1])
@@ -161,7 +167,7 @@ def test_two_regions_at_once_do_not_mix(machine, folder):
     builders = [(CudaClipBuilder(gpu, region, FS, SIZE), ClipBuilder(region, FS, SIZE)) for region in regions]
     for frame in camera_frames(np.random.default_rng(1), 40, 48, 64, 3, 0):
         for builder, reference in builders:
-            assert_alike(builder.push(frame), reference.push(frame))
+            assert_alike(pushed(builder, frame), pushed(reference, frame))
 
 
 def test_a_picture_of_another_layout_midway_is_no_matter(machine, folder):
@@ -176,15 +182,15 @@ def test_a_picture_of_another_layout_midway_is_no_matter(machine, folder):
             builder.restart(part), reference.restart(part)
         frame = Frame(i, i * 33_000_000, view(rng.integers(0, 256, (48, 64, 4), np.uint8)))
         plain = Frame(i, frame.t_ns, np.ascontiguousarray(frame.bgr))
-        assert_alike(builder.push(frame), reference.push(plain))
+        assert_alike(pushed(builder, frame), pushed(reference, plain))
 
 
 def test_what_was_handed_out_is_not_written_again(machine, folder):
     builder = CudaClipBuilder(Gpu(folder), Region(0, 0, 64, 48), FS, SIZE)
-    kept = [builder.push(frame) for frame in camera_frames(np.random.default_rng(3), 12, 48, 64, 3, 0)]
+    kept = [pushed(builder, frame) for frame in camera_frames(np.random.default_rng(3), 12, 48, 64, 3, 0)]
     again = CudaClipBuilder(Gpu(folder), Region(0, 0, 64, 48), FS, SIZE)
     for before, frame in zip(kept, camera_frames(np.random.default_rng(3), 12, 48, 64, 3, 0), strict=True):
-        assert_alike(before, again.push(frame), 0.0)
+        assert_alike(before, pushed(again, frame), 0.0)
 
 
 def test_made_in_one_thread_used_in_another_and_dropped_in_a_third(machine, folder):
@@ -359,7 +365,7 @@ def test_nothing_is_freed_while_work_on_it_is_still_to_come(machine, folder, cal
     assert machine.waiting() == 0
     del builder
     machine.fail(call, times=0)
-    assert_alike(other.push(second), reference.push(second), 0.0)
+    assert_alike(pushed(other, second), pushed(reference, second), 0.0)
 
 
 def fails(builder, frame):
@@ -539,7 +545,7 @@ def test_after_the_gpu_failed_every_number_comes_from_the_cpu_alone(machine, fol
         hops += pipeline.push(frame, frame.t_ns)
     assert hops[before - 1].reading.hr.value_per_min == pytest.approx(150, abs=1)
     fresh = ClipBuilder(Region(0, 0, 64, 48), engine.spec.fs_hz, engine.spec.size)
-    expected = [point[0] for frame in source[330:] for point in fresh.push(frame)[1]]
+    expected = [point[0] for frame in source[330:] for point in pushed(fresh, frame)[1]]
     after = engine.seen[seen_before:]
     assert len(after) > 330
     np.testing.assert_array_equal(np.stack(after), np.stack(expected[:len(after)]))

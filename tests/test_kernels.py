@@ -158,11 +158,11 @@ def test_the_kernels_normalise_as_the_preprocessing_does(host_kernels, size):
         if i % 40 == 39:
             base = soft_means(rng, size)
         means = (base * rng.choice([1.0, 1.01, 0.8]) + rng.normal(0, 0.3, base.shape)).clip(0, 255).astype(np.float32)
-        expected, got = cpu.push(means), gpu.push(means)
+        expected, got = cpu.push([means])[0], gpu.push(means)
         assert expected.any() == (i not in (0, 91))
         most = max(most, float(np.abs(got - expected).max()))
         for _ in range({60: 5, 90: 31}.get(i, 0)):  # a gap, and one after which the mean begins anew
-            assert not cpu.push(None).any() and not gpu.push(None).any()
+            assert not cpu.push([None]).any() and not gpu.push(None).any()
     assert most <= AGREE / 10
 
 
@@ -171,8 +171,8 @@ def test_the_kernels_interpolate_between_two_frames(host_kernels, weight):
     rng = np.random.default_rng(3)
     first, before, means = (soft_means(rng, 16) for _ in range(3))
     cpu, gpu = Normaliser(30.0, 16), HostNormaliser(host_kernels, 30.0, 16)
-    cpu.push(first), gpu.push(first)
-    expected = cpu.push(before + np.float32(weight) * (means - before))
+    cpu.push([first]), gpu.push(first)
+    expected = cpu.push([before + np.float32(weight) * (means - before)])[0]
     np.testing.assert_allclose(gpu.push(means, before, weight), expected, atol=AGREE / 10)
 
 

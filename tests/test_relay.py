@@ -12,7 +12,8 @@ import pytest
 
 from edge.pipeline import HOP_S
 from edge.records import Waveform
-from edge.runtime import VITALS_PERIOD_NS, Traces, wave_messages
+from edge.runtime import VITALS_PERIOD_NS
+from edge.wire import Traces, wave_messages
 from firmware_bridge.frame import Sender, Verdict
 from firmware_bridge.link import Link
 from firmware_bridge.messages import Hello, Vitals, Wave

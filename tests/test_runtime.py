@@ -17,7 +17,8 @@ from edge import runtime
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread
 from edge.config import CameraConfig, Config, SerialConfig
 from edge.records import Frame, Reason, State, VitalReading, Waveform
-from edge.runtime import Live, RuntimeFault, make_pipeline, replay, report, vitals_message, wave_messages, write_json
+from edge.runtime import Live, RuntimeFault, make_pipeline, replay, report, write_json
+from edge.wire import vitals_message, wave_messages
 from firmware_bridge.frame import Decoder, Verdict
 from firmware_bridge.messages import Bye, Hello, Vitals, Wave
 from firmware_bridge.schema import NO_RATE, NO_SAMPLE, Channel, Flags, Tech, VitalState
