@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("cryptography", reason="bundles need the extra `appliance`")
 
 from edge.__main__ import main
-from edge.appliance import bundle_make, bundle_store
+from edge.appliance import bundle_make, bundle_proof, bundle_store
 from edge.appliance.bundle import (
     MOST_SERIAL,
     SIGNED_AS,
@@ -498,7 +498,7 @@ def test_what_cannot_be_made_is_refused_with_the_reason(capsys, keys, tmp_path, 
 
 
 def test_without_onnx_runtime_a_bundle_is_not_proven_and_the_line_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle_store, "find_spec", lambda name: None)
+    monkeypatch.setattr(bundle_proof, "find_spec", lambda name: None)
     with pytest.raises(BundleError, match="pip install onnxruntime"):
         install(unpacked("one"), tmp_path)
     assert current(tmp_path) is None
@@ -515,11 +515,11 @@ def test_without_cryptography_it_says_what_to_install(capsys, small, keys, monke
 def test_the_self_test_s_limits_are_held():
     found = {"hr_median": 151.0, "hr_shown_fraction": 0.5, "rr_median": 44.0, "rr_shown_fraction": 0.5}
     test = SelfTest("c", 150.0, 45.0)
-    assert "151.0" in bundle_store._judged(found, test)
+    assert "151.0" in bundle_proof._judged(found, test)
     for change in ({"hr_median": None}, {"hr_median": 154.0}, {"rr_median": 51.0}, {"rr_shown_fraction": 0.0},
                    {"hr_shown_fraction": 0.1}):
         with pytest.raises(BundleError, match="its self-test clip gives"):
-            bundle_store._judged(found | change, test)
+            bundle_proof._judged(found | change, test)
 
 
 def test_what_is_signed_is_not_the_manifest_alone(small, keys):

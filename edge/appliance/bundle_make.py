@@ -24,7 +24,8 @@ from edge.appliance.bundle import (
     read_manifest,
     serial_of,
 )
-from edge.appliance.bundle_store import proven, unpack
+from edge.appliance.bundle_proof import proven
+from edge.appliance.bundle_store import unpack
 from edge.config import ConfigError, load_config, read_toml
 from engines.files import write_whole
 from engines.sidecar import SidecarError, load

@@ -16,10 +16,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from edge.appliance.bundle import Bundle, BundleError, Manifest, SelfTest, read_manifest
+from edge.appliance.bundle_proof import proven
 from edge.appliance.install import open_folder
 from engines.files import sync_folder, write_whole
 
@@ -174,52 +174,3 @@ def _locked(store: Path) -> Iterator[None]:
         raise BundleError(f"another process is changing {store}; wait for it") from e
     finally:
         os.close(handle)
-
-
-# --- proof
-
-
-def proven(folder: Path, test: SelfTest) -> str:
-    """The unpacked bundle on ONNX Runtime: the parity fixture, then the clip through the whole chain. Raises BundleError."""
-    if find_spec("onnxruntime") is None:
-        raise BundleError("the proof runs on ONNX Runtime, with TensorRT too, and it is not installed; pip install onnxruntime")
-    from edge.camera import CameraError, open_camera
-    from edge.clip import RegionError
-    from edge.config import ConfigError, load_config
-    from edge.pipeline import ModelMismatch
-    from edge.runtime import make_pipeline, replay
-    from engines.errors import EngineError
-    from engines.onnxruntime_backend import OnnxRuntimeEngine
-    from engines.parity import load_fixture, verify
-    from engines.sidecar import SidecarError, load
-
-    try:
-        # all of the clip's picture, whatever region the device will look at: so the answer is always the same
-        config = load_config(folder / "physvlm.toml", {"camera.roi": "full"})
-        spec, _ = load(folder / "weights" / "student.json")
-        # INT8 and FP16 run on ONNX Runtime too, where they only show what they lose
-        precisions = [p for p in ("fp32", "fp16", "int8") if p in spec.files]
-        if spec.parity is None or any(p not in spec.tolerances for p in precisions):
-            raise BundleError("it brings no parity fixture for its weights; make it with physvlm-lab quantize first")
-        fixture = load_fixture(spec.parity)
-        for precision in precisions:
-            verify(OnnxRuntimeEngine(spec, precision), fixture, spec.tolerances[precision], f"its student in {precision}")
-        with open_camera(str(folder / test.clip)) as camera:
-            pipeline = make_pipeline(OnnxRuntimeEngine(spec, "fp32"), camera, config)
-            found = replay(camera, pipeline, config, spec.name).summary()
-    except (ConfigError, SidecarError, EngineError, ModelMismatch, CameraError, RegionError) as e:
-        raise BundleError(str(e)) from e
-    return _judged(found, test)
-
-
-def _judged(found: dict[str, float | None], test: SelfTest) -> str:
-    said = []
-    for name, what in (("hr", "heart rate"), ("rr", "breathing rate")):
-        expected, within, least = (getattr(test, f"{name}_{end}") for end in ("per_min", "within_per_min", "shown_at_least"))
-        rate, shown = found[f"{name}_median"], found[f"{name}_shown_fraction"] or 0.0
-        if rate is None or abs(rate - expected) > within or shown < least:
-            got = "no number" if rate is None else f"{rate:.1f} /min"
-            raise BundleError(f"its self-test clip gives a {what} of {got}, shown {100 * shown:.0f} % of the time; expected "
-                              f"{expected:.1f} +- {within:.1f}, shown at least {100 * least:.0f} %")
-        said.append(f"{what} {rate:.1f} (expected {expected:.1f})")
-    return ", ".join(said)

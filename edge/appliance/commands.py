@@ -120,6 +120,8 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--keys", default=KEYS_FOLDER, metavar="PATH", help=f"public key, or folder (default: {KEYS_FOLDER})")
     install.add_argument("--allow-older", action="store_true",
                          help="take a bundle that is older than one that was installed here before")
+    install.add_argument("--config", action="append", metavar="TOML",
+                         help="what the service runs with: on TensorRT, the proof does, too (default: what its unit names)")
     rollback = action("rollback", _rollback, "go back to the bundle before")
     for sub in (install, rollback):
         sub.add_argument("--store", default=BUNDLES, metavar="DIR", help=f"where bundles lie (default: {BUNDLES})")
@@ -163,11 +165,20 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _install_bundle(args: argparse.Namespace) -> None:
     from edge.appliance.bundle import program_version, verify
-    from edge.appliance.bundle_store import install
+    from edge.appliance.bundle_proof import proven
+    from edge.appliance.bundle_store import CURRENT, install
+    from edge.appliance.doctor import case_of, system_at
+    from edge.config import load_config
 
-    bundle = verify(Path(args.file), Path(args.keys), program_version())
-    proof = install(bundle, Path(args.store), allow_older=args.allow_older)
-    print(f"{bundle.manifest.id} is current: {proof}\nthen: sudo systemctl restart physvlm")
+    bundle, store = verify(Path(args.file), Path(args.keys), program_version()), Path(args.store)
+    case = case_of(system_at("/"), args.config)
+    own = [Path(file) for file in case.config_files if Path(file).parent != store / CURRENT]
+    proof = install(bundle, store, lambda folder, test: proven(folder, test, [folder / "physvlm.toml", *own]), args.allow_older)
+    print(f"{bundle.manifest.id} is current: {proof}")
+    if load_config([str(store / CURRENT / "physvlm.toml"), *map(str, own)]).model.backend == "tensorrt":
+        configs = " ".join(f"--config {file}" for file in case.config_files)
+        print(f"then: sudo -u {case.user or '$USER'} physvlm prepare {configs}")
+    print("then: sudo systemctl restart physvlm")
 
 
 def _rollback(args: argparse.Namespace) -> None:
