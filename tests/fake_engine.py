@@ -64,8 +64,12 @@ def rhythm(t_s: float, per_min: float | None, size: float = 0.02) -> float:
 
 
 def picture(still: NDArray[np.float64], t_s: float, hr: float | None, rr: float | None,
-            where: tuple[slice, slice] = (slice(None), slice(None))) -> NDArray[np.uint8]:
-    """`still` with a pulse in green and a breath in red, in the part `where`, and a count of noise as a sensor has."""
+            where: tuple[slice, slice] | None = None) -> NDArray[np.uint8]:
+    """`still` with a pulse in green and a breath in red, in the part `where` (None: a body's, the middle), and a count of noise
+    as a sensor has."""
+    if where is None:
+        height, width = still.shape[:2]
+        where = slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 4)
     now = still.copy()
     now[where + (1,)] *= 1 - rhythm(t_s, hr)
     # a chest is a part of the picture: light that swells everywhere would be a lamp
@@ -76,11 +80,12 @@ def picture(still: NDArray[np.float64], t_s: float, hr: float | None, rr: float 
 
 def frames(times_s: Iterable[float], hr: float | None = 150.0, rr: float | None = 45.0,
            still: NDArray[np.float64] | None = None,
-           change: Callable[[float, NDArray[np.uint8]], NDArray[np.uint8]] | None = None) -> Iterator[Frame]:
-    """Frames at these times (from 0); change replaces a picture, given its time."""
+           change: Callable[[float, NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+           where: tuple[slice, slice] | None = None) -> Iterator[Frame]:
+    """Frames at these times (from 0); change replaces a picture, given its time. where: as picture's."""
     still = textured() if still is None else still
     for seq, t_s in enumerate(times_s):
-        bgr = picture(still, t_s, hr, rr)
+        bgr = picture(still, t_s, hr, rr, where)
         yield Frame(seq, round(t_s * 1e9), bgr if change is None else change(t_s, bgr))
 
 

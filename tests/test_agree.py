@@ -151,7 +151,7 @@ def test_a_folder_that_is_not_there_is_said_first(engines):
 
 
 def test_the_shipped_precisions_read_a_newborn_as_fp32_does(monkeypatch, capsys):
-    scene = replace(newborn_scene(NEWBORN_SEED0 + 1), duration_s=24.0)
+    scene = newborn_scene(NEWBORN_SEED0 + 1, width=192, height=144, duration_s=18.0)
     monkeypatch.setattr("calibration.evaluate.scene_of", lambda domain, index: scene)
     assert run(suite="newborn", n=1, workers=1) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -46,6 +47,8 @@ from firmware_bridge.link import Link
 from firmware_bridge.messages import Vitals
 from firmware_bridge.schema import MessageType, VitalState
 from tests.fake_engine import FakeEngine, picture, textured
+from tests.relay import Clock
+from tests.supervised import OwnTime, until
 from tests.videos import grey_steps, write_video
 
 pytestmark = pytest.mark.alone  # waits and timeouts in real time
@@ -164,22 +167,21 @@ def vitals(pr=1500, rr=450):
     return Vitals(pr, rr, VitalState.VALID, VitalState.VALID, 90, 90, 2, 2, 8, 16)
 
 
-def test_a_display_on_a_pty_shows_what_is_sent_and_blanks_when_the_cable_is_out(tmp_path):
-    sender = Sender(time.monotonic_ns)
-    with Glass(tmp_path / "display") as glass, Link(str(tmp_path / "display")) as link:
-        def send(seconds):
-            until = time.monotonic() + seconds
-            while time.monotonic() < until:
-                link.offer(sender.encode(vitals()), MessageType.VITALS)
-                link.poll()
-                time.sleep(0.2)
+def test_a_display_on_a_pty_shows_what_is_sent_and_blanks_when_the_cable_is_out(tmp_path, monkeypatch):
+    clock = OwnTime()
+    monkeypatch.setattr("edge.bench_glass.time", SimpleNamespace(monotonic_ns=clock, sleep=time.sleep))
+    sender = Sender(clock)
+    with Glass(tmp_path / "display") as glass, Link(str(tmp_path / "display"), clock=clock) as link:
+        def send():
+            link.offer(sender.encode(vitals()), MessageType.VITALS)
+            link.poll()
 
-        send(3.2)  # a session settles in two seconds
+        assert until(lambda: glass.now().has_both, 60.0, send, pause_s=0.2)
         assert glass.now().pr_x10 == 1500 and glass.now().rr_x10 == 450
-        pulled_ms = time.monotonic_ns() // 1_000_000
-        glass.unplug(3.6)
-        send(3.4)
-        assert not glass.now().has_number and glass.now().mode == "LINK_LOST"
+        pulled_ms = clock() // 1_000_000
+        glass.unplug(60.0)
+        assert until(lambda: not glass.now().has_number, 30.0, send, pause_s=0.2)
+        assert glass.now().mode == "LINK_LOST"
         assert 2_500 < first_with(glass.shown, "none", pulled_ms) < 3_300
         assert link.health().received > 0  # the display reports, too
 
@@ -187,7 +189,15 @@ def test_a_display_on_a_pty_shows_what_is_sent_and_blanks_when_the_cable_is_out(
 # --- the appliance's own process
 
 
-def test_a_clip_is_played_on_as_a_camera_and_its_seam_is_even(tmp_path):
+@pytest.fixture
+def clock(monkeypatch):
+    """The appliance's, which waiting alone moves."""
+    clock = Clock()
+    monkeypatch.setattr("edge.bench_child.time", SimpleNamespace(monotonic_ns=clock, sleep=clock.advance))
+    return clock
+
+
+def test_a_clip_is_played_on_as_a_camera_and_its_seam_is_even(tmp_path, clock):
     clip = write_video(tmp_path / "c.avi", grey_steps(6), fps=50)
     camera = LoopedClip(str(clip), Faults())
     frames = [next(camera) for _ in range(15)]
@@ -195,30 +205,30 @@ def test_a_clip_is_played_on_as_a_camera_and_its_seam_is_even(tmp_path):
     assert [f.seq for f in frames] == list(range(15))
     np.testing.assert_allclose(np.diff([f.t_ns for f in frames]) / 1e6, 20, atol=0.01)
     assert [int(f.bgr[0, 0, 0]) for f in frames] == [2 * (i % 6) for i in range(15)]
-    assert frames[-1].t_ns <= time.monotonic_ns()
+    assert frames[-1].t_ns <= clock()
 
 
-def test_pictures_that_nobody_fetched_are_lost_and_counted_in_seq(tmp_path):
+def test_pictures_that_nobody_fetched_are_lost_and_counted_in_seq(tmp_path, clock):
     camera = LoopedClip(str(write_video(tmp_path / "c.avi", grey_steps(40), fps=50)), Faults())
     first = next(camera)
-    time.sleep(LATE_NS / 1e9 + 0.2)
+    clock.advance(LATE_NS / 1e9 + 0.2)
     second = next(camera)
     camera.close()
-    assert second.seq - first.seq >= 20 and time.monotonic_ns() - second.t_ns < LATE_NS
+    assert second.seq - first.seq >= 20 and clock() - second.t_ns < LATE_NS
     assert (second.t_ns - first.t_ns) / 1e6 == pytest.approx(20 * (second.seq - first.seq), abs=0.1)
 
 
-def test_faults_come_on_command_and_go(tmp_path):
+def test_faults_come_on_command_and_go(tmp_path, clock):
     faults = Faults()
     camera = LoopedClip(str(write_video(tmp_path / "c.avi", grey_steps(6))), faults)
     faults.obey("unplug 0.1")
     with pytest.raises(CameraLost):
         next(camera)
-    time.sleep(0.11)
+    clock.advance(0.11)
     faults.obey("stall 0.2")
-    start = time.monotonic()
+    start_ns = clock()
     next(camera)
-    assert 0.1 < time.monotonic() - start < 1.0
+    assert 0.2 <= (clock() - start_ns) / 1e9 < 0.3
     camera.close()
     engine = FailingEngine(FakeEngine(), faults)
     faults.obey("engine 1 out of memory")
@@ -227,12 +237,42 @@ def test_faults_come_on_command_and_go(tmp_path):
     assert engine.stem(np.zeros((1, 5, 16, 16), np.float32)).shape == (1, 16, 5)
 
 
+FELT = """
+import sys, time
+from edge.bench_child import Faults
+
+def grow():
+    return open(sys.argv[1], "wb", 0).write(b"x")
+
+def take():
+    return len(bytearray(200 << 20)) >> 20
+
+def tried():
+    try:
+        return {"disk": grow, "memory": take}[sys.argv[2]]()
+    except OSError as e:
+        return e.errno
+    except MemoryError:
+        return "none"
+
+faults, good = Faults(), tried()
+for _ in range(20):
+    begun_s = time.monotonic()
+    faults.obey(sys.argv[2] + " 0.2")
+    felt = tried()
+    if felt != good or time.monotonic() - begun_s < 0.2:
+        break
+    time.sleep(0.3)  # the machine stalled until it was over
+end_s = time.monotonic() + 20
+while (after := tried()) != good and time.monotonic() < end_s:
+    time.sleep(0.05)
+print(felt, after)
+"""
+
+
 def test_a_full_disk_is_felt_by_files_and_passes(tmp_path):
-    code = ("import errno, sys, time\nfrom edge.bench_child import Faults\nfaults = Faults()\nfaults.obey('disk 0.2')\n"
-            "try:\n    open(sys.argv[1], 'wb', 0).write(b'x')\nexcept OSError as e:\n    print(e.errno)\n"
-            "time.sleep(0.4)\nprint(open(sys.argv[1], 'wb', 0).write(b'x'))\n")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "f")], cwd=ROOT, capture_output=True, text=True,
-                          timeout=30)
+    done = subprocess.run([sys.executable, "-c", FELT, str(tmp_path / "f"), "disk"], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120)
     assert done.stdout.split() == [str(errno.EFBIG), "1"], done.stderr
 
 
@@ -255,16 +295,13 @@ for change in (lambda: kept.open("w"), lambda: new.open("w"), new.mkdir, kept.un
         print(e.errno)
 os._exit(0)
 """
-    done = subprocess.run([sys.executable, "-uc", code, str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-uc", code, str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["here", "True", *[str(errno.EROFS)] * 5, str(errno.EFBIG)], done.stderr
     assert kept.read_text() == "here" and list(tmp_path.iterdir()) == [kept]
 
 
 def test_memory_that_is_not_to_be_had_is_felt_and_passes():
-    code = ("import time\nfrom edge.bench_child import Faults\nFaults().obey('memory 0.3')\n"
-            "try:\n    bytearray(200 << 20)\nexcept MemoryError:\n    print('none')\n"
-            "time.sleep(0.6)\nprint(len(bytearray(200 << 20)) >> 20)\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", FELT, "", "memory"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["none", "200"], done.stderr
 
 
@@ -275,7 +312,7 @@ def test_the_wall_clock_is_stepped_for_the_appliance_alone(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], env=clock.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as child:
         clock.step(-3600)
-        *walls, monotonic = map(float, child.communicate("go\n", 30)[0].split())
+        *walls, monotonic = map(float, child.communicate("go\n", 120)[0].split())
     assert [wall - time.time() for wall in walls] == pytest.approx([-3600] * 3, abs=10)
     assert monotonic == pytest.approx(time.monotonic(), abs=10)
 
@@ -287,11 +324,12 @@ def test_a_wall_clock_that_nobody_saw_step_is_no_result(tmp_path):
 
 
 def test_stages_are_timed_by_the_wall_and_handed_over_once():
-    stages = TimedStages()
+    stages, start_s = TimedStages(), time.perf_counter()
     with stages.timed("wire"):
         time.sleep(0.02)
+    passed_ms = 1e3 * (time.perf_counter() - start_s)
     taken = stages.take()
-    assert 15 < taken["wire"][0] < 200 and stages.seconds["wire"] < 0.015 and stages.take() == {}
+    assert 15 < taken["wire"][0] < passed_ms + 0.001 and stages.seconds["wire"] < 0.015 and stages.take() == {}
 
 
 def test_the_loop_runs_in_its_process_and_a_killed_one_is_started_again(tmp_path):
@@ -307,9 +345,14 @@ def test_the_loop_runs_in_its_process_and_a_killed_one_is_started_again(tmp_path
             os.kill(child, signal.SIGKILL)
             killed.append(child)
 
-    log = conduct(clip, {"camera.roi": "full"}, tmp_path, 6.0, [], 6.0, tell)
+    for seconds in (6.0, 30.0):  # a busy machine takes longer
+        folder = tmp_path / f"{seconds:.0f}"
+        folder.mkdir()
+        log = conduct(clip, {"camera.roi": "full"}, folder, seconds, [], seconds, tell)
+        if len(log.first_ns) == 2 and log.seconds[-1]["frames"] > 20:
+            break
     assert killed and log.exits[0] == (0, -signal.SIGKILL) and set(log.first_ns) == {0, 1}
-    assert log.first_ns[1] - log.first_ns[0] < 5e9
+    assert log.first_ns[1] - log.first_ns[0] < (seconds - 1) * 1e9
     assert len(log.sent) > 4 and log.seconds[-1]["frames"] > 20 and log.loads[-1][2].rss_mb > 50
     assert wrong_shown(log.shown, log.sent, [], log.end_ns // 1_000_000) == []
     assert {"preprocess", "wire"} <= set().union(*(line["stages"] for line in log.seconds))

@@ -11,7 +11,8 @@ pytest.importorskip("cryptography", reason="bundles need the extra `appliance`")
 
 from edge import prepare as preparing
 from edge.__main__ import FAULT, OK, main
-from edge.appliance.bundle import program_version
+from edge.appliance import bundle_store
+from edge.appliance.bundle import program_version, verify
 from edge.appliance.bundle_make import make, make_key
 from edge.appliance.bundle_store import current
 from engines.tensorrt_backend import TensorRtEngine
@@ -37,8 +38,8 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def device(cuda_modules, monkeypatch, made, tmp_path):
-    monkeypatch.setattr(preparing, "WARM_UP", 1)
-    monkeypatch.setattr(preparing, "ROUNDS", 3)
+    monkeypatch.setattr(preparing, "WARM_UP", 0)
+    monkeypatch.setattr(preparing, "ROUNDS", 2)
     device = Device(cuda_modules, monkeypatch, made[1], tmp_path / "cache")
     yield device
     gc.collect()
@@ -84,8 +85,10 @@ def loses_whole_seconds(stem):
 @pytest.mark.parametrize(("broken", "why"), [
     (loses_much, "does not answer as the student does"),
     (loses_whole_seconds, "on TensorRT in fp16, its self-test clip gives a heart rate of no number")])
-def test_one_that_fails_on_tensorrt_alone_is_not_used_and_the_old_stays(device, install, tmp_path, monkeypatch, broken, why):
-    assert install("old", f'precision = "fp16"\n{ON_CPU}')[0] == OK
+def test_one_that_fails_on_tensorrt_alone_is_not_used_and_the_old_stays(
+        device, install, made, tmp_path, monkeypatch, broken, why):
+    old = verify(made[0] / "old.pvb", made[0] / "maker.pub", program_version())
+    bundle_store.install(old, tmp_path / "store", lambda unpacked, test: "")
     monkeypatch.setattr(TensorRtEngine, "stem", broken(TensorRtEngine.stem))
     code, out, err = install("new", f'precision = "fp16"\n{ON_CPU}')
     assert (code, out) == (FAULT, "") and "new is not used, old stays" in err and why in err

@@ -115,22 +115,26 @@ def test_real_clips_have_the_times_of_their_containers(clips):
 
 def test_realtime_paces_frames_on_the_monotonic_clock(tmp_path):
     path = write_timed_video(tmp_path / "v.mkv", grey_steps(8), [0.0, 0.03, 0.05, 0.1, 0.12, 0.2, 0.21, 0.3])
-    before_ns = time.monotonic_ns()
-    with open_camera(str(path), realtime=True) as camera:
-        assert camera.live
-        arrivals = [(frame.t_ns, time.monotonic_ns()) for frame in camera]
-    t_ns = [t for t, _ in arrivals]
-    assert t_ns[0] >= before_ns
-    assert [(t - t_ns[0]) / 1e9 for t in t_ns] == pytest.approx([0.0, 0.03, 0.05, 0.1, 0.12, 0.2, 0.21, 0.3], abs=1e-6)
-    assert all(arrival >= t for t, arrival in arrivals)
-    assert arrivals[-1][1] - arrivals[-1][0] < 1e9
+
+    def last_is_late_by_s() -> float:
+        before_ns = time.monotonic_ns()
+        with open_camera(str(path), realtime=True) as camera:
+            assert camera.live
+            arrivals = [(frame.t_ns, time.monotonic_ns()) for frame in camera]
+        t_ns = [t for t, _ in arrivals]
+        assert t_ns[0] >= before_ns
+        assert [(t - t_ns[0]) / 1e9 for t in t_ns] == pytest.approx([0.0, 0.03, 0.05, 0.1, 0.12, 0.2, 0.21, 0.3], abs=1e-6)
+        assert all(arrival >= t for t, arrival in arrivals)
+        return (arrivals[-1][1] - arrivals[-1][0]) / 1e9
+
+    assert any(last_is_late_by_s() < 0.2 for _ in range(5))  # a machine that stalls makes some late
 
 
 def test_as_fast_as_it_goes_does_not_wait(tmp_path):
     path = write_timed_video(tmp_path / "v.mkv", grey_steps(4), [0.0, 20.0, 40.0, 60.0])
     start = time.monotonic()
     assert times_s(read_all(path)) == [0.0, 20.0, 40.0, 60.0]
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 20.0
 
 
 # ---- pictures
@@ -264,15 +268,15 @@ class Scripted(Camera):
 def test_capture_thread_hands_over_in_order_then_ends():
     camera = Scripted(5, StopIteration())
     with CaptureThread(camera) as capture:
-        assert [capture.get(2.0).seq for _ in range(5)] == [0, 1, 2, 3, 4]
-        assert capture.get(2.0) is None and capture.ended and capture.dropped == 0
+        assert [capture.get(20.0).seq for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert capture.get(20.0) is None and capture.ended and capture.dropped == 0
     assert camera.closed.is_set()
 
 
 def test_a_slow_reader_loses_the_oldest_frames_and_they_are_counted():
     camera = Scripted(20, StopIteration())
     with CaptureThread(camera) as capture:
-        assert camera.closed.wait(2.0)
+        assert camera.closed.wait(20.0)
         assert not capture.ended
         assert [capture.get(0.0).seq for _ in range(8)] == list(range(12, 20))
         assert capture.ended and capture.dropped == 12 == capture.missed
@@ -282,7 +286,7 @@ def test_frames_that_never_came_are_counted_by_their_numbers():
     camera = Scripted(6, StopIteration())
     camera.frames = iter([5, 6, 9, 10, 20, 21])  # a camera may begin anywhere
     with CaptureThread(camera) as capture:
-        assert [capture.get(2.0).seq for _ in range(6)] == [5, 6, 9, 10, 20, 21]
+        assert [capture.get(20.0).seq for _ in range(6)] == [5, 6, 9, 10, 20, 21]
         assert capture.missed == 2 + 9 and capture.dropped == 0
 
 
@@ -291,28 +295,28 @@ def test_a_frame_that_does_not_come_is_none_and_not_the_end():
     with CaptureThread(Scripted(1, StopIteration(), gate)) as capture:
         assert capture.get(0.02) is None and not capture.ended
         gate.release()
-        assert capture.get(2.0).seq == 0
+        assert capture.get(20.0).seq == 0
 
 
 def test_a_lost_camera_is_told_once_after_its_last_frames():
     with CaptureThread(Scripted(2, CameraLost("gone"))) as capture:
-        assert [capture.get(2.0).seq, capture.get(2.0).seq] == [0, 1]
+        assert [capture.get(20.0).seq, capture.get(20.0).seq] == [0, 1]
         with pytest.raises(CameraLost, match="gone"):
-            capture.get(2.0)
+            capture.get(20.0)
         assert capture.get(0.0) is None and capture.ended
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_bug_in_the_thread_is_not_taken_for_the_end():
     with CaptureThread(Scripted(0, ZeroDivisionError())) as capture, pytest.raises(RuntimeError, match="crashed"):
-        capture.get(2.0)
+        capture.get(20.0)
 
 
 def test_closing_wakes_a_file_that_waits_for_its_next_frame(tmp_path):
     path = write_timed_video(tmp_path / "v.mkv", grey_steps(2), [0.0, 60.0])
     capture = CaptureThread(open_camera(str(path), realtime=True))
-    assert capture.get(2.0).seq == 0
+    assert capture.get(20.0).seq == 0
     start = time.monotonic()
-    capture.close(5.0)
-    assert time.monotonic() - start < 2.0
+    capture.close(30.0)
+    assert time.monotonic() - start < 10.0
     assert capture.get(0.0) is None or capture.ended

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration import evaluate
+from calibration import evaluate, report
 from calibration.datasets.record import ClipRecord, Label
 from calibration.domains import DOMAIN_TEST_SEED0, DOMAINS, NICU
 from calibration.evaluate import chosen, domain_suites, merge_lodo, result_of, run, scene_of
@@ -423,8 +423,9 @@ def test_what_is_no_such_protocol_is_refused(tmp_path):
             merge_lodo(paths)
 
 
-def test_a_merged_report_shows_held_out_beside_seen(tmp_path):
+def test_a_merged_report_shows_held_out_beside_seen(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "_embedded", lambda figure: "data:,")  # drawn as an evaluation's are, which takes its time
     one = written(tmp_path / "a.json", ["light"], {"light": 3.0, "motion": 0.5})
     other = written(tmp_path / "b.json", ["motion"], {"light": 1.0, "motion": 4.0})
     page = tmp_path / "lodo.html"

@@ -7,7 +7,6 @@ import json
 import random
 import struct
 import zlib
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +32,8 @@ from firmware_bridge.messages import (
 from firmware_bridge.schema import NO_AGE, NO_RATE, NO_SQI, PR_PAINTABLE_X10, VitalState
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "frames.json").read_text())
-GOOD = [bytes.fromhex(v["wire"]) for v in VECTORS if v["verdict"] == "ok" and "mended" not in v]
+GOOD_NAMES, GOOD = zip(*((v["name"], bytes.fromhex(v["wire"])) for v in VECTORS
+                         if v["verdict"] == "ok" and "mended" not in v), strict=True)
 SEEN = [Decoder().feed(wire)[0] for wire in GOOD]
 
 u8, u16, u32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
@@ -117,15 +117,24 @@ def test_one_flipped_bit_costs_that_frame_and_no_other(index):
         assert [pair for pair in got if pair not in SENT] == []
 
 
-@pytest.mark.parametrize("index", range(len(GOOD)))
+# Further frames of a kind and length that was there already, in `make soak`: the same code over other bytes.
+FURTHER = {"V3", "V4", "A2", "U1", "U2"}
+
+
+@pytest.mark.parametrize("index", [pytest.param(i, marks=pytest.mark.soak) if name[:2] in FURTHER else i
+                                   for i, name in enumerate(GOOD_NAMES)])
 def test_any_two_flipped_bits_are_refused(index):
     wire = GOOD[index]
     decoder, tried = Decoder(), 0
-    for one, two in combinations(range(len(wire) * 8), 2):
-        for frame in decoder.feed(flipped(wire, one, two) + b"\0"):
-            # Two flips in the outer delimiters may leave the inside whole; nothing else may pass.
-            assert frame.verdict is not Verdict.OK or (frame.header, frame.message) == SENT[index]
-        tried += 1
+    for one in range(len(wire) * 8):
+        damaged = bytearray(flipped(wire, one) + b"\0")
+        for two in range(one + 1, len(wire) * 8):
+            damaged[two // 8] ^= 1 << two % 8
+            for frame in decoder.feed(damaged):
+                # Two flips in the outer delimiters may leave the inside whole; nothing else may pass.
+                assert frame.verdict is not Verdict.OK or (frame.header, frame.message) == SENT[index]
+            damaged[two // 8] ^= 1 << two % 8
+            tried += 1
     assert tried == len(wire) * 8 * (len(wire) * 8 - 1) // 2
     assert decoder.counters.ok < 0.01 * tried < decoder.counters.bad
 

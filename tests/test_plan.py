@@ -210,7 +210,7 @@ def holder(folder):
     ready = context.Event()
     process = context.Process(target=hold, args=(folder, ready, 60))
     process.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield process
     process.kill()
     process.join()
@@ -226,7 +226,7 @@ def test_a_second_builder_says_who_holds_the_lock_and_gives_up_in_the_end(folder
 
 def test_the_lock_of_a_dead_builder_is_free(folder, holder):
     os.kill(holder.pid, signal.SIGKILL)
-    with plan.locked(folder, print, wait_s=10, every_s=0.02):
+    with plan.locked(folder, print, wait_s=60, every_s=0.02):
         assert (folder / "build.lock").read_text() == f"{os.getpid()}\n"
 
 

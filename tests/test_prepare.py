@@ -14,11 +14,13 @@ from edge.__main__ import FAULT, OK, USAGE, main
 from edge.config import load_config
 from edge.prepare import Row, benchmark, cache_folder, chosen, prepare, table
 from edge.runtime import make_engine
-from engines import plan, tensorrt_cache, torch2trt_builder
+from engines import cuda_kernels, plan, tensorrt_cache, torch2trt_builder
+from engines.cuda import CudaError
 from engines.errors import EngineError
 from engines.onnxruntime_backend import OnnxRuntimeEngine
 from engines.sidecar import SidecarError, load
 from engines.tensorrt_backend import TensorRtEngine
+from tests import host_nvcc
 from tests.tensorrt_device import Device, make_bundle, own_copy
 from tests.videos import grey_steps, write_video
 
@@ -28,10 +30,16 @@ def weights(tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("weights"))
 
 
+def no_compiler():
+    """Whether or not this machine has one: it would compile our kernels at every `prepare`."""
+    raise CudaError("no nvcc here")
+
+
 @pytest.fixture
 def device(cuda_modules, monkeypatch, weights, tmp_path):
-    monkeypatch.setattr(preparing, "WARM_UP", 1)
-    monkeypatch.setattr(preparing, "ROUNDS", 3)
+    monkeypatch.setattr(preparing, "WARM_UP", 0)
+    monkeypatch.setattr(preparing, "ROUNDS", 2)
+    monkeypatch.setattr(cuda_kernels, "nvcc", no_compiler)
     made = Device(cuda_modules, monkeypatch, weights, tmp_path / "cache")
     yield made
     gc.collect()
@@ -123,6 +131,16 @@ def test_of_several_configurations_the_later_one_wins_as_for_run(device, run, tm
     assert run("--config", str(tmp_path / "bundle.toml"), "--config", str(tmp_path / "device.toml"))[1].endswith("int8\n")
 
 
+@pytest.mark.skipif(host_nvcc.missing() is not None, reason=host_nvcc.missing() or "")
+def test_the_kernels_are_compiled_with_the_engines_and_without_a_compiler_it_says_so(device, run, monkeypatch, tmp_path):
+    code, _, err = run("--precision", "int8")
+    assert code == OK and "pre-processing will run on the CPU: no nvcc here" in err
+    monkeypatch.setattr(cuda_kernels, "nvcc", lambda: str(host_nvcc.installed(tmp_path / "bin", tmp_path / "compiled")))
+    code, _, err = run("--precision", "int8")
+    assert code == OK and "pre-processing" not in err
+    assert {path.stem for path in device.folder.glob("*.cubin")} == {"area_means", "normalise"}
+
+
 def test_one_precision_builds_and_chooses_that_one(device, run):
     code, out, _ = run("--precision", "fp32", "--workspace-mb", "64")
     assert code == OK and out.endswith("chosen: fp32\n")
@@ -130,12 +148,12 @@ def test_one_precision_builds_and_chooses_that_one(device, run):
 
 
 def test_a_second_time_builds_nothing_and_rebuild_does(device, run):
-    run()
+    run("--precision", "int8")
+    assert len(device.trt.builds) == 2
+    run("--precision", "int8")
+    assert len(device.trt.builds) == 2
+    run("--precision", "int8", "--rebuild")
     assert len(device.trt.builds) == 4
-    run()
-    assert len(device.trt.builds) == 4
-    run("--rebuild")
-    assert len(device.trt.builds) == 8
 
 
 def test_a_tampered_plan_is_a_fault_until_it_is_rebuilt(device, run):
@@ -186,7 +204,7 @@ def test_what_is_missing_is_named_in_one_line(device, run, monkeypatch, tmp_path
 
 
 def test_replay_on_tensorrt_gives_what_onnx_runtime_gives(device, run, tmp_path, capsys):
-    run()
+    run("--precision", "int8")
     video = write_video(tmp_path / "v.avi", grey_steps(70))
     readings = {}
     for backend in ("onnxruntime", "tensorrt"):

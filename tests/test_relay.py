@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from firmware_bridge.rules import DisplayRules
 from firmware_bridge.schema import NO_RATE, Channel, MessageType, ScreenMode, VitalState
 from firmware_bridge.transmitter import HELLO_INTERVAL_S, Transmitter
 from tests.relay import Clock, Line, LinePort, Relay
+from tests.supervised import OwnTime, until
 
 pytestmark = pytest.mark.alone  # waits and timeouts in real time
 
@@ -124,45 +127,56 @@ def test_vitals_take_15_percent_of_9600_baud_at_most_and_everything_10_of_115200
 
 @pytest.mark.parametrize(("baud", "stop_bits", "expected_s"), [(9600, 1, 0.5), (9600, 2, 0.55), (115200, 1, 0.0417)])
 def test_the_relay_passes_bytes_at_the_rate_of_the_line(baud, stop_bits, expected_s):
-    with Relay(baud, stop_bits) as relay:
-        unit, display = (open_serial(name, baud, stop_bits) for name in (relay.unit, relay.display))
-        start_s, got = time.monotonic(), b""
-        sent = os.urandom(480)
-        assert unit.write(sent) == 480
-        while len(got) < 480:
-            got += display.read(1.0)
-        assert got == sent and time.monotonic() - start_s == pytest.approx(expected_s, rel=0.1, abs=0.03)
-        unit.close(), display.close()
+    def passing_s() -> float:
+        with Relay(baud, stop_bits) as relay:
+            unit, display = (open_serial(name, baud, stop_bits) for name in (relay.unit, relay.display))
+            start_s, got = time.monotonic(), b""
+            sent = os.urandom(480)
+            assert unit.write(sent) == 480
+            while len(got) < 480:
+                got += display.read(1.0)
+            passed_s = time.monotonic() - start_s
+            unit.close(), display.close()
+        assert got == sent and passed_s >= 0.9 * expected_s - 0.03
+        return passed_s
+
+    assert any(passing_s() <= 1.1 * expected_s + 0.03 for _ in range(5))  # on a machine that stalls some take longer
 
 
-def test_over_real_ptys_at_9600_and_115200_every_vitals_is_fresh_beside_the_traces(caplog):
-    """Seven seconds of the live loop: with a driver that tells how much waits, with one that does not, with two stop bits."""
+def test_over_real_ptys_at_9600_and_115200_every_vitals_is_fresh_beside_the_traces(caplog, monkeypatch):
+    """Seven seconds of the live loop: with a driver that tells how much waits, with one that does not, with two stop bits.
+
+    While this machine stalls, time stands still for all of them.
+    """
+    clock = OwnTime()
+    monkeypatch.setattr("tests.relay.time", SimpleNamespace(monotonic_ns=clock, sleep=time.sleep))
     caplog.set_level(logging.INFO)
     relays = [Relay(9600), Relay(9600, 2), Relay(115200)]
     links, rigs = [], []
     for relay, tells in zip(relays, (True, False, True), strict=True):
         relay.__enter__()
-        links.append(Link(relay.unit, relay.baud, relay.stop_bits, opener=relay.unit_port if tells else None))
-        voice = Transmitter(Sender(time.monotonic_ns), [links[-1]], Hello(product="test")).__enter__()
-        unit = Unit(voice, time.monotonic_ns)
+        links.append(Link(relay.unit, relay.baud, relay.stop_bits, clock, relay.unit_port if tells else None))
+        voice = Transmitter(Sender(clock), [links[-1]], Hello(product="test"), clock).__enter__()
+        unit = Unit(voice, clock)
         port = open_serial(relay.display, relay.baud, relay.stop_bits)
-        rigs.append((unit, Display(port, time.monotonic_ns, unit), port))
-    end_s = time.monotonic() + 7.0
-    while time.monotonic() < end_s:
+        rigs.append((unit, Display(port, clock, unit), port))
+    end_ns = clock() + 7_000_000_000
+    while clock() < end_ns:
         for unit, display, _ in rigs:
             unit.turn()
             display.look()
         time.sleep(TICK_S / 2)
     for unit, _, _ in rigs:
         unit.voice.close()  # right after a burst: BYE has to get through the bytes before it
-    time.sleep(0.4)
+    displays = [display for _, display, _ in rigs]
+    assert until(lambda: all(display.modes[-1][1] is ScreenMode.STOPPED for display in displays), 10.0,
+                 *(display.look for display in displays))
     for relay, link, (unit, display, port) in zip(relays, links, rigs, strict=True):
-        display.look()
         health = link.health()
         quick = [s for s in display.travel_s if s < 0.25]  # the rest is a busy machine; the display settles within this
         assert len(quick) >= 0.8 * len(display.travel_s), display.travel_s
-        assert {mode for t_s, mode in display.modes[:-1] if t_s > 4.0} == {ScreenMode.LIVE}
-        assert display.modes[-1][1] is ScreenMode.STOPPED
+        modes = [mode for mode, _ in itertools.groupby(mode for t_s, mode in display.modes if t_s > 4.0)]
+        assert modes == [ScreenMode.LIVE, ScreenMode.STOPPED]
         assert (display.rules.late, display.rules.lost, health.drops, health.torn, display.kinds["bad"]) == (0, 0, 0, 0, 0)
         assert display.kinds[MessageType.VITALS] == len(unit.sent_ns) >= 12
         assert display.kinds[Channel.PULSE] == display.kinds[Channel.RESP] >= 28

@@ -17,7 +17,7 @@ from edge import runtime
 from edge.camera import Camera, CameraError, CameraLost, CaptureThread
 from edge.config import CameraConfig, Config, SerialConfig
 from edge.records import Frame, Reason, State, VitalReading, Waveform
-from edge.runtime import Live, RuntimeFault, make_pipeline, replay, report, write_json
+from edge.runtime import Live, RuntimeFault, Tap, make_pipeline, replay, report, write_json
 from edge.wire import vitals_message, wave_messages
 from firmware_bridge.frame import Decoder, Verdict
 from firmware_bridge.messages import Bye, Hello, Vitals, Wave
@@ -387,17 +387,30 @@ def test_the_display_hears_no_camera_while_a_driver_takes_its_time_to_open_one(t
     monkeypatch.setattr(runtime, "REOPEN_S", (0.01,))
     cameras = [FakeCamera(frames(at_fps(30, 0.1)), error=CameraLost("unplugged")),
                FakeCamera(frames(at_fps(30, 0.1, start_s=1.0)))]
-    opened = []
+    opened, opening, heard = [], threading.Event(), threading.Event()
+
+    class Listener(Tap):
+        """A driver takes as long as the display needs to hear five messages."""
+
+        times = 0
+
+        def said(self, reading, withheld, now_ns):
+            self.times += opening.is_set()
+            if self.times == 5:
+                heard.set()
 
     def opener(*_):
         if opened:
-            time.sleep(1.7)
+            opening.set()
+            assert heard.wait(30.0)
         opened.append(cameras[len(opened)])
         return opened[-1]
 
-    assert Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener).run() == 6
+    clock_ns = itertools.count(5_000_000_000, 50_000_000)  # each look at it is 50 ms later
+    assert Live(wire_config(tmp_path), FakeEngine(), "fake", lambda: next(clock_ns), opener=opener,
+                taps=[Listener()]).run() == 6
     said = [t for t, m, _ in sent(tmp_path, Vitals) if m.tech & Tech.NO_CAMERA]
-    assert len(said) >= 3 and max(np.diff(said)) < 1.0
+    assert len(said) >= 5 and max(np.diff(said)) < 1.0
 
 
 def test_a_stop_does_not_wait_for_a_driver_that_never_lets_go(tmp_path, monkeypatch):
@@ -413,11 +426,12 @@ def test_a_stop_does_not_wait_for_a_driver_that_never_lets_go(tmp_path, monkeypa
     live = Live(wire_config(tmp_path), FakeEngine(), "fake", opener=opener, stop=lambda: time.monotonic() - begun_s > 1.0)
     live.run()
     held.set()
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < 15
 
 
 def test_a_stop_waits_a_little_for_a_camera_that_is_being_opened_and_closes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "REOPEN_S", (0.01,))
+    monkeypatch.setattr(runtime, "OPEN_STOP_S", 20.0)
     cameras = [FakeCamera(frames(at_fps(30, 0.1)), error=CameraLost("unplugged")), FakeCamera([])]
     opened, opening = [], threading.Event()
 

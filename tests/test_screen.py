@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import math
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -427,12 +429,35 @@ def test_an_impossible_wave_is_left_alone() -> None:
     assert traces.kept(Channel.PULSE) == before
 
 
-def test_the_fonts_are_what_their_generator_draws() -> None:
+@pytest.fixture(scope="module")
+def make_font() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_font", core.SOURCES / "make_font.py")
     assert spec is not None and spec.loader is not None
-    make_font = importlib.util.module_from_spec(spec)
-    sys.modules["make_font"] = make_font
-    spec.loader.exec_module(make_font)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_font"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_fonts_are_what_their_generator_draws(make_font: ModuleType) -> None:
+    """Every glyph in the smallest face, one in eight in the larger ones, which take seconds to draw."""
+    header = (core.SOURCES / "pvl_font.h").read_text(encoding="ascii")
+
+    def kept(face: str, what: str) -> list[int]:
+        found = re.search(rf"pvl_font_{face}_{what}\[\d+\] = {{(.*?)}};", header, re.DOTALL)
+        assert found is not None
+        return list(map(int, found[1].strip(" \n,").split(",")))
+
+    for face in make_font.FACES:
+        runs, start, widths = (kept(face.name, what) for what in ("runs", "start", "width"))
+        assert len(widths) == len(face.glyphs) and start[-1] == len(runs)
+        for i in range(0, len(face.glyphs), 1 if face.name == "small" else 8):
+            width, covered = make_font.coverage(face, face.glyphs[i])
+            assert (widths[i], runs[start[i]:start[i + 1]]) == (width, make_font.runs(covered)), (face.name, face.glyphs[i])
+
+
+@pytest.mark.soak
+def test_every_glyph_of_every_face_is_what_the_generator_draws(make_font: ModuleType) -> None:
     assert (core.SOURCES / "pvl_font.h").read_text(encoding="ascii") == make_font.header()
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,6 +51,14 @@ def frames_of(path: Path, **given: object) -> list[np.ndarray]:
     return list(opened(path, **given))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_candidates() -> Iterator[None]:
+    """Two for each clip that is wanted: rendering them is what takes long here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection_module, "POOL_PER_CLIP", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict[str, Path]:
     """PURE with two subjects, one long enough for two clips; MMPD, which tells the skin; UBFC, all grey."""
@@ -83,6 +91,11 @@ def written(tmp_path) -> Callable[[dict], Path]:
         path.write_text(json.dumps(sealed(content) if seal else content))
         return path
     return write
+
+
+def only(content: dict, *clips: dict) -> dict:
+    """The manifest with these of its clips alone."""
+    return content | {"clips": list(clips), "settings": content["settings"] | {"n": len(clips)}}
 
 
 def recorded(content: dict, dataset: str = "pure") -> dict:
@@ -146,12 +159,12 @@ def test_recordings_of_the_training_half_drive_some_and_none_of_the_test_half(tm
     for name, hr in ((TRAIN_RECORDINGS[0], 140), (TEST_RECORDINGS[0], 150)):
         (tmp_path / "r" / name).mkdir(parents=True)
         (tmp_path / "r" / name / "truth.json").write_text(json.dumps({"beats_s": list(np.arange(0, 60, 60 / hr))}))
-    made = select(small(recordings=tmp_path / "r", n=10), workers=1)
+    made = select(small(recordings=tmp_path / "r", n=6), workers=1)
     driven = [clip for clip in made["clips"] if "recording" in clip.get("scene", {})]
     assert driven and {clip["scene"]["recording"] for clip in driven} == {TRAIN_RECORDINGS[0]}
-    assert len(frames_of(written(made, seal=False), recordings=tmp_path / "r")) == 10
+    assert len(frames_of(written(made, seal=False), recordings=tmp_path / "r")) == 6
     with pytest.raises(ClipError, match=f"{driven[0]['id']}: cannot be read: .*driven by recording"):
-        frames_of(written(made), recordings=tmp_path / "nowhere")
+        frames_of(written(only(made, driven[0])), recordings=tmp_path / "nowhere")
     driven[0]["scene"]["recording"] = TEST_RECORDINGS[0]
     with pytest.raises(ClipError, match=f"{driven[0]['id']}: .*recording of the test half"):
         opened(written(made), recordings=tmp_path / "r")
@@ -241,7 +254,8 @@ def test_a_second_pass_comes_from_the_cache_to_the_bit(made, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
-def test_a_damaged_cache_is_made_anew(made, content, tmp_path, damage):
+def test_a_damaged_cache_is_made_anew(content, written, tmp_path, damage):
+    made = written(only(content, rendered(content), recorded(content)))
     first = frames_of(made, cache=tmp_path)
     file = tmp_path / f"{rendered(content)['sha256']}.npy"
     whole = file.read_bytes()
@@ -363,11 +377,12 @@ SPOILERS = [(spoil_picture, "cannot be read: .*Image"), (cut_recording, ".*no re
 
 
 @pytest.mark.parametrize(("spoil", "message", "workers"), [(*each, 1) for each in SPOILERS] + [(*SPOILERS[0], 2)])
-def test_a_recording_that_cannot_be_read_any_more_fails_the_pass(spoil, message, workers, made, sets, tmp_path):
+def test_a_recording_that_cannot_be_read_any_more_fails_the_pass(spoil, message, workers, content, written, sets, tmp_path):
     shutil.copytree(sets["pure"], tmp_path / "pure")
     spoil(tmp_path / "pure")
+    ours = written(only(content, rendered(content), *(clip for clip in content["clips"] if clip.get("dataset") == "pure")))
     with pytest.raises(ClipError, match=f"^pure/0[12]-01@[0-9]+: {message}"):
-        frames_of(made, roots={"pure": tmp_path / "pure"}, workers=workers)
+        frames_of(ours, roots={"pure": tmp_path / "pure"}, workers=workers)
 
 
 def test_a_record_of_another_subject_than_the_manifest_says_fails_the_pass(content, written):
@@ -386,8 +401,8 @@ def test_memory_does_not_grow_with_the_number_of_clips(monkeypatch, written, tmp
     monkeypatch.setattr(selection_module, "POOL_PER_CLIP", 1)
     for module in (selection_module, clips_module):
         monkeypatch.setattr(module, "windows", cheap_windows)
-    many = select(small(n=500, frames=32), workers=1)
-    few = dict(many, clips=many["clips"][:10], settings=many["settings"] | {"n": 10})
+    many = select(small(n=400, frames=32), workers=1)
+    few = only(many, *many["clips"][:10])
     one_clip = 32 * 5 * SIZE * SIZE * 4
 
     def peak(content: dict, cache: Path | None) -> int:
@@ -399,7 +414,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(monkeypatch, written, tmp
         return top
 
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
-        # 490 more clips. Python's own tables may grow meanwhile, by some MB in a long test run, which is why this is no less
+        # 390 more clips. Python's own tables may grow meanwhile, by some MB in a long test run, which is why this is no less
         assert peak(many, cache) < peak(few, cache) + 150 * one_clip
 
 

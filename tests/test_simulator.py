@@ -16,13 +16,15 @@ import pytest
 from firmware_bridge import recording as recordings
 from firmware_bridge import terminal
 from firmware_bridge.faults import Faults
-from firmware_bridge.frame import Decoder
+from firmware_bridge.frame import Decoder, Sender
+from firmware_bridge.link import Link
 from firmware_bridge.painter import spoken
 from firmware_bridge.port import LinkError
 from firmware_bridge.recording import Recorder, Recording, RecordingError
-from firmware_bridge.schema import NO_RATE, ScreenMode
+from firmware_bridge.schema import NO_RATE, MessageType, ScreenMode
 from firmware_bridge.simulator import FRAMES_KEPT, HEIGHT_PX, WIDTH_PX, Look, Simulator
-from tests.wire_bench import Bench, FlatDisplay, unit
+from tests.supervised import until
+from tests.wire_bench import SHOWN, Bench, FlatDisplay, unit
 
 
 class Looks(list):
@@ -305,17 +307,24 @@ def test_without_a_compiler_the_terminal_falls_back_on_the_python_rules_and_says
 
 def test_a_recording_is_finished_when_the_display_is_stopped(tmp_path):
     file, name = tmp_path / "kept.pvlrec", tmp_path / "display"
+    sender = Sender(time.monotonic_ns)
+    sent = [sender.encode(SHOWN) for _ in range(4)]
     code = ("import argparse, sys\nfrom firmware_bridge import terminal\nparser = argparse.ArgumentParser()\n"
             "terminal.add_arguments(parser)\nsys.exit(terminal.main(parser.parse_args()))")
     with subprocess.Popen([sys.executable, "-c", code, "--pty", str(name), "--record", str(file)],
                           stdout=subprocess.PIPE, text=True) as display:
         display.stdout.readline()
-        time.sleep(0.3)
+        with Link(str(name)) as unit:
+            for frame in sent:
+                unit.offer(frame, MessageType.VITALS)
+            told = lambda: unit.health().last_status  # noqa: E731
+            assert until(lambda: told() is not None and told().frames_ok == 4, 30.0, unit.poll)
         display.send_signal(signal.SIGTERM)
         display.stdout.read()
     assert display.returncode == 0 and not name.is_symlink()
     recording = Recording.read(file)
-    assert recording.complete and recording.steps >= 4 and recording.duration_ms >= 200
+    assert recording.complete and b"".join(data for _, data in recording) == b"".join(sent)
+    assert recording.duration_ms >= 1000  # when STATUS came
 
 
 def test_a_wire_file_that_is_away_is_an_error(tmp_path):

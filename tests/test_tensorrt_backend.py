@@ -22,6 +22,7 @@ from engines.recipe import Recipe, artefact, typings
 from engines.sidecar import SidecarError, load
 from engines.tensorrt_build import BuildError, build
 from tests import fake_tensorrt
+from tests.supervised import until
 from tests.tensorrt_device import Device, make_bundle, own_copy
 
 RELEASES = list(fake_tensorrt.FULL_VERSION)
@@ -151,8 +152,14 @@ def test_layers_by_precision_are_kept_with_the_plan(device):
 def test_a_build_says_how_far_it_is_with_and_without_a_monitor(device, monkeypatch, release):
     monkeypatch.setattr(tensorrt_build, "SAID_EVERY_S", 0.02)
     device.use(release)
-    device.trt.build_s = 0.1
     said = []
+
+    def lasts(seconds):
+        """A build is over once it has been told of twice."""
+        before = len(said)
+        assert until(lambda: len(said) > before + 1, 30.0, pause_s=0.005)
+
+    monkeypatch.setattr("tests.fake_tensorrt_build.time", SimpleNamespace(sleep=lasts))
     device.open(say=said.append).close()
     assert sum(text.startswith("stem int8: building, ") for text in said) > 1
     assert any(text.startswith("head int8") for text in said)
@@ -171,27 +178,21 @@ def test_the_monitor_knows_the_outermost_phase_and_can_ask_to_stop():
 
 def test_ctrl_c_ends_a_build_and_leaves_nothing(device, monkeypatch):
     monkeypatch.setattr(tensorrt_build, "SAID_EVERY_S", 0.02)
-    device.trt.build_s = 0.1
+    said = []
 
     def interrupt(text):
-        raise KeyboardInterrupt
+        said.append(text)
+        if len(said) == 1:
+            raise KeyboardInterrupt
 
+    # a build is over once the interruption has been told of
+    monkeypatch.setattr("tests.fake_tensorrt_build.time",
+                        SimpleNamespace(sleep=lambda seconds: until(lambda: len(said) > 1, 30.0, pause_s=0.005)))
     with pytest.raises(KeyboardInterrupt):
-        device.open(say=Once(interrupt))
+        device.open(say=interrupt)
     assert ("WARNING", "the build was cancelled by its progress monitor") in device.trt.messages
     assert not list(device.folder.glob("*.plan"))
-    device.trt.build_s = 0
     device.prepared()  # and the lock is free
-
-
-class Once:
-    def __init__(self, call):
-        self._call, self._done = call, False
-
-    def __call__(self, text):
-        if not self._done:
-            self._done = True
-            self._call(text)
 
 
 def test_the_timing_cache_makes_a_second_build_short(device):
@@ -383,7 +384,7 @@ def test_a_crash_between_the_two_files_is_mended_by_the_next_build(device):
 
 
 def open_elsewhere(device, barrier, counts):
-    barrier.wait(10)
+    barrier.wait(60)
     device.open().close()
     counts.put(len(device.trt.builds))
 
@@ -395,9 +396,9 @@ def test_two_builders_at_once_build_once(device):
     both = [context.Process(target=open_elsewhere, args=(device, barrier, counts)) for _ in range(2)]
     for process in both:
         process.start()
-    found = sorted(counts.get(timeout=30) for _ in both)
+    found = sorted(counts.get(timeout=120) for _ in both)
     for process in both:
-        process.join(30)
+        process.join(120)
     assert found == [0, 2]
 
 
@@ -407,7 +408,7 @@ def test_two_threads_that_build_at_once_build_once(device):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(device.trt.builds) == 2
 
 

@@ -31,6 +31,7 @@ from firmware_bridge.port import open_pty
 from firmware_bridge.rules import DisplayRules
 from firmware_bridge.schema import NO_AGE, NO_RATE, Channel, Flags, ScreenMode, Tech, VitalState
 from firmware_bridge.transmitter import FileLink, Transmitter
+from tests.supervised import OwnTime, until
 
 pytestmark = pytest.mark.alone  # waits and timeouts in real time
 
@@ -671,7 +672,7 @@ def test_a_recording_is_replayed_on_the_unit_s_clock(recording, tmp_path, capsys
 def test_a_paced_replay_takes_its_time_and_stops_when_told(recording, capsys):
     start = time.monotonic()
     assert command(terminal, str(recording), "--plain", "--seconds", "0.8") == 0
-    assert 0.7 < time.monotonic() - start < 2
+    assert 0.7 < time.monotonic() - start < 10  # all of it would take 20
     assert "SYNCHRONISING" in capsys.readouterr().out
 
 
@@ -717,26 +718,28 @@ def test_dump_prints_every_frame_and_finds_faults(recording, capsys):
 def test_display_on_a_pty_shows_reports_back_and_survives_a_unit_that_comes_and_goes(tmp_path, monkeypatch):
     """Both programs over a real pty; a step of the wall clock is nobody's business."""
     monkeypatch.setattr(time, "time", lambda: random.uniform(-1, 1) * 1e9)
+    clock = OwnTime()
     name = str(tmp_path / "display")
     summary = terminal.Summary()
-    display = Link(name, opener=lambda: open_pty(name))
+    display = Link(name, clock=clock, opener=lambda: open_pty(name))
     display.open()
     thread = threading.Thread(target=terminal.run_port, args=(display, None), kwargs={
-        "until_bye": True, "seconds": 20, "summary": summary})
+        "until_bye": True, "seconds": 60, "clock": clock, "summary": summary})
     thread.start()
     statuses: list[Status] = []
-    for ticks, orderly in ((3, False), (34, True)):
-        unit = Transmitter(Sender(time.monotonic_ns), [Link(name)], Hello()).__enter__()
-        for _ in range(ticks):
+    for shown_pr_x10, orderly in ((NO_RATE, False), (1432, True)):
+        unit = Transmitter(Sender(clock), [Link(name, clock=clock)], Hello(), clock).__enter__()
+
+        def turn(unit: Transmitter = unit) -> None:
             unit.send(SHOWN)
-            statuses += [f.message for f in unit.poll()]
-            time.sleep(0.1)
+            statuses.extend(f.message for f in unit.poll())
+
+        assert until(lambda expected=shown_pr_x10: any(s.shown_pr_x10 == expected for s in statuses), 60.0, turn, pause_s=0.1)
         unit.close(orderly)
-    thread.join(timeout=5)
+    thread.join(timeout=20)
     display.close()
     assert not thread.is_alive(), "BYE ends it"
     assert [c["pr"] for c in summary.changes].count("143") == 1 and summary.changes[-1]["mode"] == "STOPPED"
-    assert any(s.shown_pr_x10 == 1432 for s in statuses)
 
 
 def test_display_waits_for_a_port_and_outlives_its_hang_up(tmp_path):
@@ -745,19 +748,19 @@ def test_display_waits_for_a_port_and_outlives_its_hang_up(tmp_path):
     display = Link(str(name))
     display.open(wait=True)
     thread = threading.Thread(target=terminal.run_port, args=(display, None), kwargs={
-        "seconds": 2.6, "send_status": False, "summary": summary})
+        "seconds": 60, "until_bye": True, "send_status": False, "summary": summary})
     thread.start()
     sender = Sender(time.monotonic_ns)
-    for _ in range(2):
+    for reopens, messages in ((1, [SHOWN] * 5), (2, [SHOWN] * 5 + [Bye()])):
         master, slave = os.openpty()
         name.unlink(missing_ok=True)
         name.symlink_to(os.ttyname(slave))
-        time.sleep(0.6)  # longer than the first wait before reopening
+        assert until(lambda expected=reopens: display.health().reopens == expected, 20.0)
         os.close(slave)
-        for _ in range(5):
-            os.write(master, sender.encode(SHOWN))
-            time.sleep(0.1)
+        for message in messages:
+            os.write(master, sender.encode(message))
+        assert until(lambda expected=(5, 11)[reopens - 1]: summary.frames.get("ok") == expected, 20.0)
         os.close(master)
-    thread.join(timeout=10)
+    thread.join(timeout=20)
     display.close()
-    assert (summary.frames["ok"], display.health().reopens) == (10, 2)
+    assert not thread.is_alive() and (summary.frames["ok"], display.health().reopens) == (11, 2)

@@ -219,7 +219,7 @@ def test_light_drift_and_vibration_show_nothing(hz):
 
 
 @pytest.mark.parametrize("per_min", [25, 30, 40, 50, 60, 70, 80, 100])
-@pytest.mark.parametrize("second", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("second", [0.0, 0.8])
 def test_breathing_alone_never_becomes_a_heart_rate(per_min, second):
     """At 60 /min and above, where a heart may beat too, the student's belief decides whether it is a breath."""
     rng = np.random.default_rng(per_min)
@@ -299,13 +299,14 @@ def test_waves_without_rhythm_show_nothing(make):
     assert not shown(readings, "hr") and not shown(readings, "rr")
 
 
+@pytest.mark.parametrize("runs", [8, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("slope", [0, 1, 2], ids=["white", "pink", "brown"])
-def test_noise_is_shown_in_at_most_one_percent(slope):
+def test_noise_is_shown_in_at_most_one_percent(slope, runs):
     for search, band in ((PULSE, NEONATE.hr_band_per_min), (BREATH, NEONATE.rr_band_per_min)):
         assert search.lo_hz * 60 < band[0] and search.hi_hz * 60 > band[1], "the sweep must be wider than the band"
     rng = np.random.default_rng(7 + slope)
     found, hr, rr, readings = 0, 0, 0, 0
-    for i in range(10):
+    for i in range(runs):
         out = watched(noise(rng, 1500, slope), noise(rng, 1500, slope), ("neonate", "adult")[i % 2])
         readings += len(out)
         hr, rr = hr + len(shown(out, "hr")), rr + len(shown(out, "rr"))

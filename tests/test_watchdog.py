@@ -8,7 +8,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import tty
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from firmware_bridge.rules import DisplayRules
 from firmware_bridge.schema import NO_RATE
 from firmware_bridge.transmitter import Transmitter
 from tests.fake_engine import FakeEngine, picture, textured
-from tests.supervised import Supervisor, until
+from tests.supervised import OwnTime, Supervisor, until
 from tests.test_runtime import World
 from tests.videos import write_video
 
@@ -33,6 +32,9 @@ pytestmark = pytest.mark.alone  # waits and timeouts in real time
 
 ROOT = Path(__file__).resolve().parents[1]
 MS = 1_000_000
+WATCHDOG_S = 2.0
+SOON_S = 60.0
+"""For what is to come, but not by when: a busy machine may take its time."""
 
 
 class Ear:
@@ -228,23 +230,23 @@ def test_a_port_that_takes_nothing_is_a_hang_and_one_that_is_away_is_none(monkey
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     still = textured()
-    pictures = [picture(still, i / 30, 150.0, 45.0) for i in range(30 * 12)]
+    pictures = [picture(still, i / 30, 150.0, 45.0) for i in range(30 * 30)]
     return write_video(tmp_path_factory.mktemp("clip") / "c.avi", pictures, fourcc="MJPG")
 
 
 class Glass:
-    """A display's rules at the far end of a pty."""
+    """A display's rules at the far end of a pty, in a time that does not count what this machine stalls."""
 
     def __init__(self):
+        self._clock = OwnTime()
         self.master, self._slave = os.openpty()
         tty.setraw(self._slave)
         self.name = os.ttyname(self._slave)
         self.rules = DisplayRules(self.now_ms())
         self.screen = self.rules.screen(self.now_ms())
 
-    @staticmethod
-    def now_ms():
-        return time.monotonic_ns() // MS
+    def now_ms(self):
+        return self._clock() // MS
 
     def step(self):
         data = os.read(self.master, 65536) if select.select([self.master], [], [], 0)[0] else b""
@@ -271,28 +273,29 @@ def story(clip, tmp_path_factory):
     mark = folder / "hang"
     glasses = [Glass() for _ in range(3)]
     surroundings = [{}, {"PHYSVLM_TEST_HANG": str(mark), "PYTHONFAULTHANDLER": "1"}, {}]
-    bosses = [Supervisor(child(clip, glass.name), str(folder / str(i)), 1.5 if i < 2 else 10, surroundings[i])
+    bosses = [Supervisor(child(clip, glass.name), str(folder / str(i)), WATCHDOG_S if i < 2 else 10, surroundings[i])
               for i, glass in enumerate(glasses)]
     stopped, stuck, killed = bosses
     steps = [each.step for each in (*bosses, *glasses)]
     told = {}
     try:
-        assert until(lambda: all(boss.ready_at() for boss in bosses), 8, *steps)
+        assert until(lambda: all(boss.ready_at() for boss in bosses), SOON_S, *steps)
         first = stuck.child
         os.kill(stopped.child.pid, signal.SIGSTOP)
         mark.touch()
-        hung_s = time.monotonic()
-        assert until(lambda: bool(stuck.died), 6, *steps)
+        hung = [(boss, boss.now_s) for boss in (stopped, stuck)]
+        assert until(lambda: all(boss.died and boss.died[-1][0] > since_s for boss, since_s in hung), SOON_S, *steps)
+        told["killed after"] = max(boss.died[-1][0] - since_s for boss, since_s in hung)
         mark.unlink()
-        told["both again"] = until(lambda: len(stopped.ready_at()) > 1 and len(stuck.ready_at()) > 1, 8, *steps)
-        told["hang over after"] = time.monotonic() - hung_s
+        told["both again"] = until(lambda: all(boss.ready_at()[-1] > since_s for boss, since_s in hung), SOON_S, *steps)
         told["said"] = first.stderr.read()
         first.stderr.close()
-        told["number before"] = until(lambda: glasses[2].shows, 8, *steps)
+        told["number before"] = until(lambda: glasses[2].shows, SOON_S, *steps)
         os.kill(killed.child.pid, signal.SIGKILL)
-        killed_s = killed.now_s
-        told["number gone"] = until(lambda: not glasses[2].shows, 3.3, *steps)
-        told["ready again"] = until(lambda: killed.ready_at()[-1] > killed_s, 4, *steps)
+        killed_s, killed_ms = killed.now_s, glasses[2].now_ms()
+        told["number gone"] = until(lambda: not glasses[2].shows, SOON_S, *steps)
+        told["number gone after"] = (glasses[2].now_ms() - killed_ms) / 1e3
+        told["ready again"] = until(lambda: killed.ready_at()[-1] > killed_s, SOON_S, *steps)
     finally:
         for each in bosses:
             each.end()
@@ -303,12 +306,13 @@ def story(clip, tmp_path_factory):
 
 def test_a_crash_leaves_no_number_on_the_glass_and_the_appliance_comes_back(story):
     assert story["number before"] and story["number gone"] and story["ready again"]
+    assert story["number gone after"] <= 3.3
 
 
 def test_a_stopped_process_and_a_hung_engine_end_in_a_new_process(story):
     assert story["both again"]
-    # 1 s until the feeding ends, the watchdog's time, 1 s to abort, half a second's pause, and the start
-    assert story["hang over after"] < 1 + 1.5 + 1 + 0.5 + 2.5
+    # 1 s until the feeding ends, the watchdog's time, 1 s to abort, and what a busy machine adds
+    assert story["killed after"] < 1 + WATCHDOG_S + 1 + 1.5
     assert "in stem" in story["said"]  # the journal says where it hung
 
 
@@ -322,12 +326,13 @@ def test_a_hang_is_over_within_fifteen_seconds_with_the_unit_s_own_times(tmp_pat
                       str(tmp_path / "notify"), watchdog_s=10)
     try:
         for turn in range(3):
-            assert until(lambda: glass.shows, 20, boss.step, glass.step)
+            assert until(lambda: glass.shows, SOON_S, boss.step, glass.step)
             os.kill(boss.child.pid, signal.SIGSTOP)
-            stopped_s = boss.now_s
-            assert until(lambda: not glass.shows, 3.5, boss.step, glass.step)
-            assert until(lambda s=stopped_s: boss.ready_at()[-1] > s, 15, boss.step, glass.step), turn
-            assert not glass.shows
+            stopped_s, stopped_ms = boss.now_s, glass.now_ms()
+            assert until(lambda: not glass.shows, SOON_S, boss.step, glass.step)
+            assert glass.now_ms() - stopped_ms <= 3500
+            assert until(lambda s=stopped_s: boss.ready_at()[-1] > s, SOON_S, boss.step, glass.step), turn
+            assert boss.ready_at()[-1] - stopped_s <= 15 and not glass.shows
     finally:
         boss.end()
         glass.close()

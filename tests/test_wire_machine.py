@@ -326,7 +326,7 @@ def stepping_wall_clock(monkeypatch):
 
 
 @pytest.mark.parametrize("display", ["rules", "core"])
-@pytest.mark.parametrize("examples", [30, pytest.param(1_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [12, pytest.param(1_000, marks=pytest.mark.soak)])
 @pytest.mark.usefixtures("stepping_wall_clock")
 def test_no_fault_on_the_wire_ever_becomes_a_number(display, examples):
     class Machine(WireMachine):

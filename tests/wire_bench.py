@@ -17,6 +17,8 @@ from firmware_bridge.simulator import HEIGHT_PX, WIDTH_PX, Look, PythonDisplay, 
 from firmware_bridge.web import ADDRESS, WebPage
 
 SHOWN = Vitals(1432, 418, VitalState.VALID, VitalState.VALID, 88, 75, 3, 5, 8, 16)
+ANSWER_S = 30.0
+"""How long an answer of the page's server is waited for, also on a machine that is busy with something else."""
 
 
 class FlatDisplay(PythonDisplay):
@@ -132,7 +134,7 @@ class Served:
         self.page.show(look)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str):
-        connection = http.client.HTTPConnection(ADDRESS, self.port, timeout=5)
+        connection = http.client.HTTPConnection(ADDRESS, self.port, timeout=ANSWER_S)
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, names)
         answer = connection.getresponse()
@@ -146,7 +148,7 @@ class Served:
     def state(self) -> dict:
         """The first event about a look that is yet to come."""
         number = self.page._look.number + 1
-        connection = http.client.HTTPConnection(ADDRESS, self.port, timeout=5)
+        connection = http.client.HTTPConnection(ADDRESS, self.port, timeout=ANSWER_S)
         connection.request("GET", "/events")
         stream = connection.getresponse()
         while line := stream.readline():
