@@ -245,7 +245,7 @@ def test_every_clip_comes_back_as_it_was_hashed(made, content):
 
 
 def test_a_second_pass_comes_from_the_cache_to_the_bit(made, tmp_path, monkeypatch):
-    first = frames_of(made, cache=tmp_path / "cache", workers=2)
+    first = frames_of(made, cache=tmp_path / "cache")
     monkeypatch.setattr(clips_module, "windows", lambda *_: pytest.fail("rendered again"))
     monkeypatch.setattr(clips_module, "ProcessPoolExecutor", lambda *_: pytest.fail("started workers for nothing"))
     second = frames_of(made, cache=tmp_path / "cache", workers=2)
@@ -376,13 +376,26 @@ SPOILERS = [(spoil_picture, "cannot be read: .*Image"), (cut_recording, ".*no re
             (shutil.rmtree, "its data set pure cannot be opened")]
 
 
-@pytest.mark.parametrize(("spoil", "message", "workers"), [(*each, 1) for each in SPOILERS] + [(*SPOILERS[0], 2)])
-def test_a_recording_that_cannot_be_read_any_more_fails_the_pass(spoil, message, workers, content, written, sets, tmp_path):
+def pure_after_a_rendered_one(content: dict) -> dict:
+    return only(content, rendered(content), *(clip for clip in content["clips"] if clip.get("dataset") == "pure"))
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILERS)
+def test_a_recording_that_cannot_be_read_any_more_fails_the_pass(spoil, message, content, written, sets, tmp_path):
     shutil.copytree(sets["pure"], tmp_path / "pure")
     spoil(tmp_path / "pure")
-    ours = written(only(content, rendered(content), *(clip for clip in content["clips"] if clip.get("dataset") == "pure")))
     with pytest.raises(ClipError, match=f"^pure/0[12]-01@[0-9]+: {message}"):
-        frames_of(ours, roots={"pure": tmp_path / "pure"}, workers=workers)
+        frames_of(written(pure_after_a_rendered_one(content)), roots={"pure": tmp_path / "pure"})
+
+
+def test_workers_make_the_same_clips_and_tell_the_same_errors(content, written, sets, tmp_path):
+    shutil.copytree(sets["pure"], tmp_path / "pure")
+    spoil_picture(tmp_path / "pure")
+    path, roots = written(pure_after_a_rendered_one(content)), {"pure": tmp_path / "pure"}
+    clips = iter(opened(path, roots=roots, workers=2))
+    assert np.array_equal(next(clips), next(iter(opened(path, roots=roots))))
+    with pytest.raises(ClipError, match="^pure/0[12]-01@[0-9]+: cannot be read: .*Image"):
+        list(clips)
 
 
 def test_a_record_of_another_subject_than_the_manifest_says_fails_the_pass(content, written):
